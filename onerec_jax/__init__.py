@@ -1,0 +1,1 @@
+"""OneRec in JAX: semantic IDs, generative retrieval, alignment."""

@@ -1,0 +1,55 @@
+"""Token ids of semantic IDs: specials first, then one block per level."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+from jaxtyping import Int
+
+PAD = 0
+BOS = 1
+SEP = 2
+NUM_SPECIALS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Vocabulary:
+  """Layout of the token ids (spec §2.5): 3 specials, levels, hashed users.
+
+  token(level l, code c) = 3 + codes_per_level[0] + … + codes_per_level[l-1] + c
+
+  Levels may differ in size: a disambiguation level (collision = 'append') has
+  as many codes as the largest bucket.
+  """
+
+  codes_per_level: tuple[int, ...]
+  user_buckets: int = 0
+
+  @property
+  def levels(self) -> int:
+    return len(self.codes_per_level)
+
+  @property
+  def max_codes(self) -> int:
+    return max(self.codes_per_level)
+
+  @property
+  def offsets(self) -> tuple[int, ...]:
+    """First token id of each level."""
+    starts = np.cumsum((NUM_SPECIALS, *self.codes_per_level))[:-1]
+    return tuple(int(s) for s in starts)
+
+  @property
+  def user_offset(self) -> int:
+    """Token id of user bucket 0."""
+    return NUM_SPECIALS + sum(self.codes_per_level)
+
+  @property
+  def size(self) -> int:
+    """Number of token ids (V)."""
+    return self.user_offset + self.user_buckets
+
+  def tokens(self, codes: Int[Array, '*b L']) -> Int[Array, '*b L']:
+    """Returns token ids of semantic-ID codes, level on the last axis."""
+    return codes + jnp.asarray(self.offsets, codes.dtype)
