@@ -19,7 +19,6 @@ import jax
 from jaxtyping import Array
 from jaxtyping import Float
 
-
 # A NumPy or JAX array, a tracer, or (inside tree_map) a sharding or spec.
 Leaf = Any
 

@@ -1,8 +1,8 @@
 """The work directory: where each stage reads and writes, and what is done.
 
-A stage is complete when its result.json exists and carries the digest of the
-settings it depends on; it is written last and atomically.  Local paths and
-gs:// alike (etils.epath).
+A stage is complete when its result.json exists; it is written last and
+atomically.  started.json says with which settings the stage was begun.  Local
+paths and gs:// alike (etils.epath).
 """
 
 import json
@@ -12,7 +12,23 @@ from typing import Any
 
 from etils import epath
 
+CONFIG = 'config.json'
 RESULT = 'result.json'
+STARTED = 'started.json'
+
+# Stages whose folder is named after what it holds.
+_FOLDERS = {'prepare': 'data', 'tokenize': 'tokenizer'}
+
+
+def write_json(path: epath.Path, value: Any) -> None:
+  """Writes `value` so that a reader sees the old file or the whole new one."""
+  temporary = path.parent / f'.{path.name}.{uuid.uuid4().hex[:8]}'
+  temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + '\n')
+  temporary.replace(path)
+
+
+def _read_json(path: epath.Path) -> dict[str, Any] | None:
+  return json.loads(path.read_text()) if path.exists() else None
 
 
 class Workdir:
@@ -21,11 +37,16 @@ class Workdir:
   def __init__(self, root: str | os.PathLike[str]):
     self.root = epath.Path(root)
 
+  # --- Paths ---
+
   def stage(self, name: str) -> epath.Path:
     """Folder of a stage, made if needed."""
-    path = self.root / name
+    path = self._folder(name)
     path.mkdir(parents=True, exist_ok=True)
     return path
+
+  def _folder(self, stage: str) -> epath.Path:
+    return self.root / _FOLDERS.get(stage, stage)
 
   @property
   def data(self) -> epath.Path:
@@ -42,11 +63,6 @@ class Workdir:
     """codebooks.npz, semantic_ids.parquet."""
     return self.root / 'tokenizer'
 
-  def result(self, stage: str) -> dict[str, Any] | None:
-    """Returns a finished stage's result.json, or None."""
-    path = self.root / stage / RESULT
-    return json.loads(path.read_text()) if path.exists() else None
-
   def require(self, path: epath.Path, stage: str) -> epath.Path:
     """Returns `path`, or says which stage makes it."""
     if not path.exists():
@@ -57,9 +73,31 @@ class Workdir:
       )
     return path
 
+  # --- Book-keeping ---
 
-def write_json(path: epath.Path, value: Any) -> None:
-  """Writes `value` so that a reader sees the old file or the whole new one."""
-  temporary = path.parent / f'.{path.name}.{uuid.uuid4().hex[:8]}'
-  temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + '\n')
-  temporary.replace(path)
+  def config(self) -> dict[str, Any] | None:
+    """Returns the resolved experiment of the last run, or None."""
+    return _read_json(self.root / CONFIG)
+
+  def write_config(self, resolved: dict[str, Any]) -> None:
+    """Records the resolved experiment."""
+    self.root.mkdir(parents=True, exist_ok=True)
+    write_json(self.root / CONFIG, resolved)
+
+  def result(self, stage: str) -> dict[str, Any] | None:
+    """Returns a finished stage's result.json, or None."""
+    return _read_json(self._folder(stage) / RESULT)
+
+  def started(self, stage: str) -> dict[str, Any] | None:
+    """Returns {'digest', 'config'} of the stage's last start, or None."""
+    return _read_json(self._folder(stage) / STARTED)
+
+  def begin(self, stage: str, *, digest: str, config: dict[str, Any]) -> None:
+    """Marks a stage as begun and not complete."""
+    folder = self.stage(stage)
+    (folder / RESULT).unlink(missing_ok=True)
+    write_json(folder / STARTED, {'digest': digest, 'config': config})
+
+  def finish(self, stage: str, result: dict[str, Any]) -> None:
+    """Marks a stage as complete."""
+    write_json(self.stage(stage) / RESULT, result)

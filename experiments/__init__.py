@@ -1,0 +1,1 @@
+"""Experiment files: one per claim, each a `get_config()`."""

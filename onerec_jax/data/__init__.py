@@ -1,0 +1,1 @@
+"""Data sets, their tables and the example files made of them."""

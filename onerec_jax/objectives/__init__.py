@@ -1,0 +1,1 @@
+"""What a training stage minimises: model, losses and batch joined."""

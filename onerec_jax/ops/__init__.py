@@ -1,0 +1,1 @@
+"""Array operations: attention, expert dispatch, embeddings."""

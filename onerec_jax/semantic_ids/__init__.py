@@ -1,0 +1,1 @@
+"""Semantic IDs: quantizers, vocabulary, prefix trie and quality figures."""

@@ -1,0 +1,166 @@
+"""Runs stages in order, skips finished ones and never mixes configurations.
+
+Knows what each stage depends on; a stage is skipped when its result.json
+carries the digest of exactly those settings.
+"""
+
+import dataclasses
+import datetime
+import resource
+import time
+from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Any
+
+from absl import logging
+
+from onerec_jax import config as config_lib
+from onerec_jax import workdir as workdir_lib
+from onerec_jax.stages import embed
+from onerec_jax.stages import evaluate
+from onerec_jax.stages import prepare
+from onerec_jax.stages import pretrain
+from onerec_jax.stages import report
+from onerec_jax.stages import tokenize
+
+
+@dataclasses.dataclass(frozen=True)
+class StageSpec:
+  """A stage and what its outcome depends on."""
+
+  run: Callable[[config_lib.Experiment, workdir_lib.Workdir], dict[str, Any]]
+  settings: Callable[[config_lib.Experiment], tuple[Any, ...]]
+  after: tuple[config_lib.Stage, ...]
+  # Costly results are never overwritten by another configuration.
+  protected: bool = False
+
+
+# The mesh is in no stage's settings: it changes speed, not results.
+SPECS: dict[config_lib.Stage, StageSpec] = {
+  'prepare': StageSpec(prepare.run, lambda e: (e.seed, e.data), ()),
+  'embed': StageSpec(embed.run, lambda e: (e.seed, e.embed), ('prepare',)),
+  'tokenize': StageSpec(
+    tokenize.run, lambda e: (e.seed, e.tokenizer), ('embed',)
+  ),
+  'pretrain': StageSpec(
+    pretrain.run,
+    lambda e: (e.seed, e.model, e.pretrain),
+    ('tokenize',),
+    protected=True,
+  ),
+  'evaluate': StageSpec(
+    evaluate.run, lambda e: (e.seed, e.evaluate), ('pretrain',)
+  ),
+  'report': StageSpec(report.run, lambda e: (), ('evaluate',)),
+}
+
+
+def stage_digest(
+  experiment: config_lib.Experiment, stage: config_lib.Stage
+) -> str:
+  """Returns the hash of all settings that `stage` and its inputs depend on."""
+  spec = SPECS[stage]
+  upstream = [stage_digest(experiment, s) for s in spec.after]
+  parts = [config_lib.to_dict(s) for s in spec.settings(experiment)]
+  return config_lib.digest((*upstream, *map(str, parts)))
+
+
+def _differences(old: Any, new: Any, path: str = '') -> list[str]:
+  """Returns 'path: old -> new' for every leaf that differs."""
+  if isinstance(old, dict) and isinstance(new, dict):
+    lines = []
+    for key in sorted(set(old) | set(new)):
+      lines += _differences(
+        old.get(key), new.get(key), f'{path}.{key}' if path else key
+      )
+    return lines
+  return [] if old == new else [f'{path}: {old} -> {new}']
+
+
+def _check_protected(
+  experiment: config_lib.Experiment, workdir: workdir_lib.Workdir
+) -> None:
+  """Raises if a costly stage in the workdir belongs to other settings.
+
+  Checked before any stage runs: re-tokenizing, say, would already make a
+  trained checkpoint useless.
+  """
+  for stage, spec in SPECS.items():
+    started = workdir.started(stage) if spec.protected else None
+    if started is None:
+      continue
+    if started['digest'] == stage_digest(experiment, stage):
+      continue
+    changed = [
+      line
+      for line in _differences(
+        started['config'], config_lib.to_dict(experiment)
+      )
+      if not line.startswith(('mesh', 'evaluate', 'name', 'stages'))
+    ]
+    raise ValueError(
+      f'{workdir.root / stage} was trained with other settings:\n  '
+      + '\n  '.join(changed)
+      + '\nUse a new --workdir for the new settings, or delete'
+      f' {workdir.root / stage} to start over.'
+    )
+
+
+def run_stages(
+  experiment: config_lib.Experiment,
+  workdir: workdir_lib.Workdir,
+  stages: Sequence[config_lib.Stage],
+  *,
+  resume: bool,
+) -> None:
+  """Runs `stages` in order and writes their result.json.
+
+  Args:
+    experiment: validated settings.
+    workdir: where everything is read and written.
+    stages: names, in pipeline order.
+    resume: skip stages that are complete for these settings.
+
+  Raises:
+    ValueError: the workdir holds a trained stage of other settings.
+    FileNotFoundError: an input of a stage is missing.
+  """
+  _check_protected(experiment, workdir)
+  resolved = config_lib.to_dict(experiment)
+  workdir.write_config(resolved)
+  for number, stage in enumerate(stages, 1):
+    digest = stage_digest(experiment, stage)
+    title = f'[{number}/{len(stages)}] {stage}'
+    done = workdir.result(stage)
+    if resume and stage != 'report' and done and done['digest'] == digest:
+      logging.info('%s: already complete, skipped', title)
+      continue
+    for needed in SPECS[stage].after:
+      before = workdir.result(needed)
+      if before is None or before['digest'] != stage_digest(experiment, needed):
+        raise FileNotFoundError(
+          f'Stage {stage!r} needs {needed!r} with the same settings, and'
+          f' {workdir.root / needed} does not hold it. Run `python -m'
+          f' onerec_jax.main run --config=... --workdir={workdir.root}`, which'
+          ' runs what is missing.'
+        )
+    logging.info('%s', title)
+    workdir.begin(stage, digest=digest, config=resolved)
+    start = time.perf_counter()
+    result = SPECS[stage].run(experiment, workdir)
+    seconds = time.perf_counter() - start
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    workdir.finish(
+      stage,
+      {
+        **result,
+        'digest': digest,
+        'seconds': round(seconds, 2),
+        # Linux reports kilobytes; the peak of the process so far.
+        'peak_memory_mb': round(usage.ru_maxrss / 1024),
+        'finished': datetime.datetime.now(datetime.UTC).isoformat(
+          timespec='seconds'
+        ),
+      },
+    )
+    logging.info('%s: done in %.1f s', title, seconds)

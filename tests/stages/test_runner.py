@@ -1,0 +1,123 @@
+"""Runner: skip what is done, redo what changed, never mix configurations."""
+
+import dataclasses
+import json
+
+import pytest
+
+from onerec_jax import config
+from onerec_jax import workdir as workdir_lib
+from onerec_jax.stages import runner
+
+
+@pytest.fixture
+def calls(monkeypatch):
+  """Replaces every stage by one that records its call."""
+  made: list[str] = []
+
+  def stub(stage):
+    def run(experiment, workdir):
+      made.append(stage)
+      return {'value': experiment.seed}
+
+    return run
+
+  specs = {
+    stage: dataclasses.replace(spec, run=stub(stage))
+    for stage, spec in runner.SPECS.items()
+  }
+  monkeypatch.setattr(runner, 'SPECS', specs)
+  return made
+
+
+@pytest.fixture
+def workdir(tmp_path):
+  return workdir_lib.Workdir(tmp_path / 'run')
+
+
+def _run(experiment, workdir, stages=None, *, resume=True):
+  runner.run_stages(
+    experiment, workdir, stages or experiment.stages, resume=resume
+  )
+
+
+def test_all_stages_run_in_order_and_leave_a_result(calls, workdir):
+  _run(config.Experiment(), workdir)
+  assert calls == list(config.STAGES)
+  for stage in config.STAGES:
+    result = workdir.result(stage)
+    assert result['seconds'] >= 0
+    assert result['peak_memory_mb'] > 0
+    assert result['digest']
+
+
+def test_second_run_only_renews_the_report(calls, workdir):
+  _run(config.Experiment(), workdir)
+  calls.clear()
+  _run(config.Experiment(), workdir)
+  assert calls == ['report']
+
+
+def test_stage_cut_off_before_its_result_runs_again(calls, workdir):
+  _run(config.Experiment(), workdir)
+  (workdir.stage('pretrain') / workdir_lib.RESULT).unlink()
+  calls.clear()
+  _run(config.Experiment(), workdir)
+  assert calls == ['pretrain', 'report']
+
+
+def test_changed_evaluation_leaves_training_alone(calls, workdir):
+  _run(config.Experiment(), workdir)
+  calls.clear()
+  changed = config.from_config_dict({'evaluate': {'split': 'valid'}})
+  _run(changed, workdir)
+  assert calls == ['evaluate', 'report']
+
+
+def test_changed_mesh_reruns_nothing(calls, workdir):
+  _run(config.Experiment(), workdir)
+  calls.clear()
+  _run(config.from_config_dict({'mesh': {'data': 1}}), workdir)
+  assert calls == ['report']
+
+
+def test_trained_stage_is_never_overwritten_by_other_settings(calls, workdir):
+  _run(config.Experiment(), workdir)
+  calls.clear()
+  changed = config.from_config_dict({'tokenizer': {'levels': 4}})
+  with pytest.raises(ValueError, match=r'tokenizer\.levels: 3 -> 4'):
+    _run(changed, workdir)
+  assert not calls, 'the tokenizer must not have been overwritten either'
+
+
+def test_half_trained_stage_is_protected_too(calls, workdir):
+  _run(config.Experiment(), workdir)
+  (workdir.stage('pretrain') / workdir_lib.RESULT).unlink()
+  with pytest.raises(ValueError, match='Use a new --workdir'):
+    _run(config.from_config_dict({'seed': 1}), workdir)
+
+
+def test_single_stage_without_its_input_names_the_input(calls, workdir):
+  with pytest.raises(FileNotFoundError, match="'tokenize' needs 'embed'"):
+    _run(config.Experiment(), workdir, ['tokenize'], resume=False)
+
+
+def test_single_stage_runs_again_when_asked_for(calls, workdir):
+  _run(config.Experiment(), workdir)
+  calls.clear()
+  _run(config.Experiment(), workdir, ['evaluate'], resume=False)
+  assert calls == ['evaluate']
+
+
+def test_resolved_config_is_stored_and_reads_back(calls, workdir):
+  experiment = config.from_config_dict({'name': 'x', 'seed': 3})
+  _run(experiment, workdir)
+  assert config.from_config_dict(workdir.config()) == experiment
+
+
+def test_result_is_written_atomically(tmp_path):
+  path = workdir_lib.Workdir(tmp_path).stage('embed') / 'value.json'
+  workdir_lib.write_json(path, {'a': 1})
+  workdir_lib.write_json(path, {'a': 2})
+  assert json.loads(path.read_text()) == {'a': 2}
+  assert [p.name for p in path.parent.iterdir()] == ['value.json']
