@@ -52,4 +52,5 @@ class Vocabulary:
 
   def tokens(self, codes: Int[Array, '*b L']) -> Int[Array, '*b L']:
     """Returns token ids of semantic-ID codes, level on the last axis."""
-    return codes + jnp.asarray(self.offsets, codes.dtype)
+    offsets = jnp.asarray(self.offsets, codes.dtype)
+    return codes + jnp.broadcast_to(offsets, codes.shape)
