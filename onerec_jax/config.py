@@ -108,7 +108,8 @@ class SplitConfig:
   """How interactions are split into training, validation and test.
 
   leave_one_out: a user's last positive is the test target, the last but one
-  the validation target.  by_time: targets before `validation_start` train,
+  the validation target (with logged sessions: the last two sessions that hold
+  a positive).  by_time: targets before `validation_start` train,
   before `test_start` validate, after it test; a target's history is whatever
   happened before the target, so nothing leaks backwards.
   """
@@ -141,7 +142,8 @@ class DataConfig:
   synthetic: SyntheticConfig = SyntheticConfig()
   positive: PositiveConfig = PositiveConfig()
   # Users and items below these counts of positives are dropped, repeatedly
-  # until stable (k-core).  1 keeps all.
+  # until stable (k-core).  1: those with at least one positive;
+  # min_item_positives=0 keeps the whole item table.
   min_user_positives: int = 3
   min_item_positives: int = 1
   sessions: SessionsConfig = SessionsConfig()

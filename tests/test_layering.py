@@ -12,8 +12,8 @@ _PACKAGE = pathlib.Path(__file__).parent.parent / 'onerec_jax'
 _LEVELS = {
   'config': 0,
   'batch': 0,
-  'sharding': 0,
   'workdir': 0,
+  'sharding': 0.5,  # of the base, but reads config.MeshConfig
   'ops': 1,
   'losses': 1,
   'metrics': 1,

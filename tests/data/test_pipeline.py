@@ -1,0 +1,385 @@
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+
+from onerec_jax import config
+from onerec_jax.data import batch_plan
+from onerec_jax.data import examples
+from onerec_jax.data import pipeline
+
+M = 3
+HISTORY = 6
+
+
+def make_records(num_users, seed=0, *, targets='positive'):
+  """Users with 3..15 events; starts at every positive but the first one."""
+  rng = np.random.default_rng(seed)
+  for user in range(num_users):
+    n = int(rng.integers(3, 16))
+    items = rng.integers(0, 50, n)  # item 0 is a real item
+    positive = rng.random(n) < 0.7
+    positive[:2] = True
+    positions = np.flatnonzero(positive)
+    if targets == 'positive':
+      starts = positions[1:]
+      lengths = len(positions) - 1 - np.arange(len(starts))
+    else:
+      starts = np.arange(1, n, 2)
+      lengths = np.minimum(n - starts, 2)
+    yield examples.UserRecord(
+      user=10 + user,
+      items=items.astype(np.int32),
+      positive=positive,
+      timestamps=np.arange(n),
+      target_starts=starts.astype(np.int32),
+      target_lengths=lengths.astype(np.int32),
+    )
+
+
+@pytest.fixture(scope='module')
+def store(tmp_path_factory):
+  path = tmp_path_factory.mktemp('examples') / 'train.arrayrecord'
+  examples.write_examples(path, make_records(37))
+  return examples.ExampleStore(path)
+
+
+def make_plan(store, **changes):
+  settings = {
+    'batch_size': 8,
+    'history_length': HISTORY,
+    'stride': M,
+    'length_buckets': (2, 4, HISTORY),
+    'seed': 5,
+  }
+  return batch_plan.BatchPlan(store.index, **(settings | changes))
+
+
+def epoch_batches(plan, epoch):
+  first = epoch * plan.batches_per_epoch
+  return [plan(first + b) for b in range(plan.batches_per_epoch)]
+
+
+def epoch_ids(plan, epoch):
+  ids = np.concatenate([b.example_ids for b in epoch_batches(plan, epoch)])
+  return ids[ids >= 0]
+
+
+def settings(windows='random_offset', *, prefetch=2, batch_size=8):
+  data = config.DataConfig(
+    sessions=config.SessionsConfig(items_per_session=M),
+    history_length=HISTORY,
+  )
+  train = config.TrainConfig(
+    batch_size=batch_size,
+    pipeline=config.PipelineConfig(
+      windows=windows,
+      length_buckets=(2, 4, HISTORY),
+      prefetch_batches=prefetch,
+    ),
+  )
+  return {'data': data, 'train': train, 'seed': 5}
+
+
+def assert_same_batch(a, b):
+  for field in dataclasses.fields(a):
+    x, y = getattr(a, field.name), getattr(b, field.name)
+    assert x.dtype == y.dtype
+    np.testing.assert_array_equal(x, y, err_msg=field.name)
+
+
+# --- Randomness -------------------------------------------------------------
+
+
+def test_random_bits_are_splitmix64():
+  # First outputs of the public-domain reference implementation, seed 0:
+  # the state after the first step is the golden-ratio increment itself.
+  got = batch_plan.random_bits(np.arange(1, 4), key=())
+  assert [hex(x) for x in got.tolist()] == [
+    '0xe220a8397b1dcdaf',
+    '0x6e789e6aa1b965f4',
+    '0x6c45d188009454f',
+  ]
+
+
+def test_random_bits_depend_on_every_word_of_the_key():
+  counters = np.arange(4)
+  keys = [(0, 0), (0, 1), (1, 0), (1, 1), (0,), (0, 0, 0)]
+  drawn = {batch_plan.random_bits(counters, key=k).tobytes() for k in keys}
+  assert len(drawn) == len(keys)
+
+
+# --- Epoch plan -------------------------------------------------------------
+
+
+@pytest.mark.parametrize('epoch', [0, 1, 7])
+def test_every_start_is_taken_once_an_epoch_when_the_stride_is_one(
+  store, epoch
+):
+  ids = epoch_ids(make_plan(store, stride=1), epoch)
+  np.testing.assert_array_equal(
+    np.sort(ids), np.arange(store.index.num_examples)
+  )
+
+
+@pytest.mark.parametrize('epoch', [0, 3])
+def test_offset_windows_are_the_documented_starts(store, epoch):
+  ids = epoch_ids(make_plan(store), epoch)
+  assert len(np.unique(ids)) == len(ids)
+  offsets = store.index.start_offsets()
+  for row, starts in enumerate(store.index.num_starts):
+    mine = ids[(ids >= offsets[row]) & (ids < offsets[row + 1])] - offsets[row]
+    legal = [
+      sorted((r + j * M) % starts for j in range(-(-starts // M)))
+      for r in range(starts)
+    ]
+    assert sorted(mine.tolist()) in legal
+
+
+def test_epochs_together_cover_every_start_about_equally(store):
+  plan = make_plan(store)
+  epochs = 60
+  counts = np.bincount(
+    np.concatenate([epoch_ids(plan, e) for e in range(epochs)]),
+    minlength=store.index.num_examples,
+  )
+  p = store.index.num_starts.astype(int)
+  expected = np.repeat(epochs * -(-p // M) / p, p)
+  assert counts.min() > 0
+  # Binomial with mean >= 60 / 3: six standard deviations are < 6 sqrt(60)/2.
+  assert np.abs(counts - expected).max() < 3 * np.sqrt(epochs)
+
+
+def test_epochs_and_seeds_differ_in_order_and_a_repeat_does_not(store):
+  plan = make_plan(store, stride=1)
+  first = epoch_ids(plan, 0)
+  assert not np.array_equal(first, epoch_ids(plan, 1))
+  assert not np.array_equal(first, epoch_ids(make_plan(store, seed=6), 0))
+  np.testing.assert_array_equal(first, epoch_ids(plan, 0))
+
+
+@pytest.mark.parametrize('batch_size', [1, 7, 8, 1000])
+@pytest.mark.parametrize('buckets', [(), (2, 4, HISTORY), (1, HISTORY)])
+def test_only_the_last_batch_of_an_epoch_has_fillers(
+  store, batch_size, buckets
+):
+  plan = make_plan(store, batch_size=batch_size, length_buckets=buckets)
+  total = plan.examples_per_epoch
+  assert plan.batches_per_epoch == -(-total // batch_size)
+  for epoch in (0, 1):
+    batches = epoch_batches(plan, epoch)
+    fillers = [int((b.example_ids < 0).sum()) for b in batches]
+    assert not any(fillers[:-1])
+    assert fillers[-1] == len(batches) * batch_size - total
+
+
+def test_every_history_fits_and_leftovers_move_up_one_bucket(store):
+  plan = make_plan(store, stride=1)
+  lengths = np.minimum(store.index.history_counts, HISTORY)
+  buckets = np.array([2, 4, HISTORY])
+  batches = epoch_batches(plan, 0)
+  own_bucket = [
+    np.searchsorted(buckets, lengths[b.example_ids[b.example_ids >= 0]])
+    for b in batches
+  ]
+  padded = np.searchsorted(buckets, [b.history_length for b in batches])
+  for own, used in zip(own_bucket, padded, strict=True):
+    assert (own <= used).all()
+  # Fewer than a batch of each bucket's own examples sits higher than needed.
+  for bucket in range(2):
+    moved = sum(
+      int((own == bucket).sum())
+      for own, used in zip(own_bucket, padded, strict=True)
+      if used > bucket
+    )
+    assert moved < 8
+  assert len(set(padded)) == 3
+
+
+def test_buckets_lower_the_padding_share(store):
+  shares = [
+    make_plan(store, stride=1, length_buckets=b).padding_share(
+      items_per_session=M
+    )
+    for b in ((), (4, HISTORY), (2, 4, HISTORY))
+  ]
+  assert shares[0].history > shares[1].history > shares[2].history > 0
+  assert shares[0].targets == shares[1].targets
+  assert shares[0].examples == shares[2].examples
+
+
+def test_the_padding_share_is_the_share_of_masked_entries(store):
+  plan = make_plan(store)
+  share = plan.padding_share(items_per_session=M, epoch=1)
+  real = np.zeros(3)
+  slots = np.zeros(3)
+  for planned in epoch_batches(plan, 1):
+    got = pipeline.session_batch(
+      store,
+      planned.example_ids,
+      history_length=planned.history_length,
+      items_per_session=M,
+    )
+    masks = (got.history_mask, got.target_mask, got.example_mask)
+    real += [m.sum() for m in masks]
+    slots += [m.size for m in masks]
+  np.testing.assert_allclose(share, 1 - real / slots, rtol=1e-6)
+
+
+def test_a_split_without_targets_cannot_be_planned(tmp_path):
+  examples.write_examples(tmp_path / 'train.arrayrecord', [])
+  with pytest.raises(ValueError, match='no target start'):
+    make_plan(examples.ExampleStore(tmp_path / 'train.arrayrecord'))
+
+
+# --- Assembly ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize('targets', ['positive', 'all'])
+@pytest.mark.parametrize('cache_bytes', [0, 1 << 20])
+def test_rows_equal_a_plain_reading_of_the_records(
+  tmp_path, targets, cache_bytes
+):
+  path = tmp_path / 'x.arrayrecord'
+  records = list(make_records(9, targets=targets))
+  examples.write_examples(path, records, target_events=targets)
+  store = examples.ExampleStore(path, cache_bytes=cache_bytes)
+  ids = np.append(np.arange(store.index.num_examples)[::-1], -1)
+  got = pipeline.session_batch(
+    store, ids, history_length=4, items_per_session=M
+  )
+  flat = [(r, s, k) for r in records for k, s in enumerate(r.target_starts)]
+  for row, example in enumerate(ids[:-1]):
+    record, start, place = flat[example]
+    events = list(zip(record.items, record.positive, strict=True))
+    history = [i for i, keep in events[:start] if keep][-4:]
+    following = [i for i, keep in events[start:] if keep or targets == 'all']
+    target = following[: min(M, record.target_lengths[place])]
+    assert got.history_mask[row].tolist() == [
+      j < len(history) for j in range(4)
+    ]
+    assert got.history_items[row, : len(history)].tolist() == history
+    assert got.target_mask[row].tolist() == [j < len(target) for j in range(M)]
+    assert got.target_items[row, : len(target)].tolist() == target
+    assert got.user[row] == record.user
+    assert got.example_id[row] == example
+  assert got.example_mask.tolist() == [True] * (len(ids) - 1) + [False]
+  assert not got.history_items[~got.history_mask].any()
+  assert not got.target_items[~got.target_mask].any()
+  # The filler row is empty, and item 0 occurs among the real ones.
+  assert not got.history_mask[-1].any() and not got.target_mask[-1].any()
+  assert got.example_id[-1] == -1
+  assert (got.history_items[got.history_mask] == 0).any()
+  assert got.history_items.dtype == got.target_items.dtype == np.int32
+
+
+# --- Iterators --------------------------------------------------------------
+
+
+@pytest.mark.parametrize('processes', [2, 4])
+def test_process_parts_join_to_the_same_global_batches(store, processes):
+  whole = pipeline.train_batches(store, **settings())
+  parts = [
+    pipeline.train_batches(
+      store, **settings(), process_index=p, process_count=processes
+    )
+    for p in range(processes)
+  ]
+  for expected in itertools.islice(whole, 40):  # beyond the first epoch
+    pieces = [next(p) for p in parts]
+    joined = {
+      f.name: np.concatenate([getattr(p, f.name) for p in pieces])
+      for f in dataclasses.fields(expected)
+    }
+    assert_same_batch(type(expected)(**joined), expected)
+  for iterator in (whole, *parts):
+    iterator.close()
+
+
+def test_a_batch_that_processes_cannot_share_is_refused(store):
+  with pytest.raises(ValueError, match=r'8 rows .* 3 processes; use 9'):
+    pipeline.train_batches(store, **settings(), process_count=3)
+
+
+@pytest.mark.parametrize('prefetch', [0, 3])
+@pytest.mark.parametrize('stop', [0, 1, 11, 12, 25])
+def test_a_resumed_iterator_repeats_the_straight_run(store, prefetch, stop):
+  straight = list(
+    itertools.islice(
+      pipeline.train_batches(store, **settings(prefetch=0)), stop + 15
+    )
+  )
+  first = pipeline.train_batches(store, **settings(prefetch=prefetch))
+  for _ in range(stop):
+    next(first)
+  state = first.get_state()
+  assert state == {'next_index': stop}
+  first.close()
+  resumed = pipeline.train_batches(store, **settings(prefetch=prefetch))
+  next(resumed)
+  resumed.set_state(state)
+  for expected in straight[stop:]:
+    assert_same_batch(next(resumed), expected)
+  resumed.close()
+
+
+def test_all_windows_take_each_start_and_offset_windows_a_fraction(store):
+  plans = [
+    pipeline.train_plan(store.index, **settings(w))
+    for w in ('all', 'random_offset')
+  ]
+  assert plans[0].examples_per_epoch == store.index.num_examples
+  p = store.index.num_starts
+  assert plans[1].examples_per_epoch == (-(-p // M)).sum()
+
+
+def test_logged_sessions_are_all_taken_even_with_offset_windows(store):
+  kwargs = settings('random_offset')
+  kwargs['data'] = dataclasses.replace(
+    kwargs['data'],
+    sessions=config.SessionsConfig(kind='day', items_per_session=M),
+  )
+  plan = pipeline.train_plan(store.index, **kwargs)
+  assert plan.examples_per_epoch == store.index.num_examples
+
+
+def test_evaluation_takes_every_example_once_in_file_order(store):
+  batches = list(
+    pipeline.eval_batches(
+      store, batch_size=16, history_length=HISTORY, items_per_session=1
+    )
+  )
+  ids = np.concatenate([b.example_id for b in batches])
+  mask = np.concatenate([b.example_mask for b in batches])
+  total = store.index.num_examples
+  np.testing.assert_array_equal(ids[mask], np.arange(total))
+  assert mask[:total].all() and not mask[total:].any()
+  assert {b.history_items.shape for b in batches} == {(16, HISTORY)}
+  assert {b.target_items.shape for b in batches} == {(16, 1)}
+
+
+def test_a_limited_evaluation_is_spread_over_the_file(store):
+  (got,) = pipeline.eval_batches(
+    store,
+    batch_size=16,
+    history_length=HISTORY,
+    items_per_session=1,
+    max_examples=10,
+  )
+  ids = got.example_id[got.example_mask]
+  total = store.index.num_examples
+  assert ids.tolist() == [k * total // 10 for k in range(10)]
+
+
+def test_evaluation_of_an_empty_split_yields_nothing(tmp_path):
+  path = tmp_path / 'valid.arrayrecord'
+  examples.write_examples(path, [])
+  assert not list(
+    pipeline.eval_batches(
+      examples.ExampleStore(path),
+      batch_size=4,
+      history_length=2,
+      items_per_session=1,
+    )
+  )
