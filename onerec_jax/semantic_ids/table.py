@@ -80,6 +80,8 @@ def bucket_of(codes: Int[np.ndarray, 'I L']) -> Int[np.ndarray, ' I']:
   Returns:
     bucket, 0..num_distinct - 1; equal exactly for items with equal IDs. [I]
   """
+  if not codes.shape[1]:
+    return np.zeros(len(codes), np.int64)
   _, inverse = np.unique(codes, axis=0, return_inverse=True)
   return inverse.reshape(-1)
 
@@ -97,6 +99,7 @@ def rank_in_bucket(
     rank, 0 = most popular of its ID. int32 [I]
   """
   bucket = bucket_of(codes)
+  popularity = np.asarray(popularity, np.float64)
   order = np.lexsort((np.arange(len(bucket)), -popularity, bucket))
   sorted_bucket = bucket[order]
   first = np.searchsorted(sorted_bucket, sorted_bucket)
