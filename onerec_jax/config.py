@@ -269,8 +269,12 @@ class ModelConfig:
   dropout_rate: float = 0.1
   history_separator: bool = True  # SEP after each history item (spec §3.1)
   user_buckets: int = 0  # > 0: a hashed user token before the history
+  # Adds a learned embedding of how many items ago it was to every history
+  # token (spec §3.1: learned positions are an option).  T5's relative bias
+  # alone tells cross-attention nothing about recency.
+  history_recency: bool = False
   relative_buckets: int = 32  # T5 relative position bias
-  relative_max_distance: int = 128
+  relative_max_distance: int = 128  # tokens; also the rows of the recency table
   tie_head: bool = True  # output head = code embeddings
   # Cross-attention while training: absorbed folds W_k, W_v into the queries
   # (exact, fewer FLOPs when target tokens < head_dim); projected is the
@@ -338,6 +342,11 @@ class MeshConfig:
 class DecodingConfig:
   num_beams: int = 50
   num_items: int = 1  # items generated per hypothesis (m)
+  # The user's last j items are given to the decoder as the first items of the
+  # session, and it goes on from there; the encoder reads those before.  0: the
+  # session starts empty.  A model trained on long sessions has learnt most
+  # from its later places.
+  continue_items: int = 0
   constrain: Literal['none', 'trie'] = 'trie'
   exclude_history: bool = True  # seen items are not recommended again
   forbid_repeats: bool = True  # no item twice inside one session
@@ -401,9 +410,14 @@ def _problems(experiment: Experiment) -> Iterator[str]:
   ):
     if value < 1:
       yield f'{path}={value} must be at least 1.'
-  if e.data.sessions.items_per_session < e.evaluate.decoding.num_items:
+  decoding = e.evaluate.decoding
+  if decoding.continue_items < 0 or (
+    decoding.continue_items + decoding.num_items
+    > e.data.sessions.items_per_session
+  ):
     yield (
-      f'evaluate.decoding.num_items={e.evaluate.decoding.num_items} exceeds'
+      f'evaluate.decoding.continue_items={decoding.continue_items} plus'
+      f' evaluate.decoding.num_items={decoding.num_items} must not exceed'
       ' data.sessions.items_per_session='
       f'{e.data.sessions.items_per_session}, the length that is trained.'
     )

@@ -1,0 +1,226 @@
+"""Self- and cross-attention modules: projections around `ops.attention`.
+
+Queries are scaled by head_dim^-0.5; T5 folds that factor into its initialiser.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array
+from jaxtyping import Float
+from jaxtyping import Int
+
+from onerec_jax import config as config_lib
+from onerec_jax.model import parameters
+from onerec_jax.ops import attention
+from onerec_jax.ops import dropout
+
+
+class KeyValues(NamedTuple):
+  """Projected keys and values of one layer, or of all (leading axis)."""
+
+  keys: jax.Array
+  values: jax.Array
+
+
+def _weight_dropout(
+  seed: jax.Array | None, rate: float
+) -> Callable[[jax.Array], jax.Array]:
+  return lambda weights: dropout.drop(weights, seed, rate=rate)
+
+
+def _declare_output(
+  module: nn.Module, config: config_lib.ModelConfig
+) -> jax.Array:
+  heads, head_dim = config.num_heads, config.head_dim
+  return parameters.declare(
+    module,
+    'out',
+    (heads, head_dim, config.embed_dim),
+    ('heads', 'head_dim', 'embed'),
+    parameters.Initializer(stddev=(heads * head_dim) ** -0.5),
+  )
+
+
+class SelfAttention(nn.Module):
+  """Multi-head self-attention; one fused matrix for queries, keys, values."""
+
+  config: config_lib.ModelConfig
+
+  def setup(self) -> None:
+    c = self.config
+    self.qkv = parameters.declare(
+      self,
+      'qkv',
+      (c.embed_dim, 3, c.num_heads, c.head_dim),
+      ('embed', None, 'heads', 'head_dim'),
+      parameters.Initializer(stddev=c.embed_dim**-0.5),
+    )
+    self.out = _declare_output(self, c)
+
+  def _project(
+    self, x: Float[Array, 'B T D']
+  ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    qkv = jnp.einsum('btd,dphk->pbthk', x, self.qkv.astype(x.dtype))
+    scale = jnp.asarray(self.config.head_dim**-0.5, x.dtype)
+    return qkv[0] * scale, qkv[1], qkv[2]
+
+  def __call__(
+    self,
+    x: Float[Array, 'B T D'],
+    bias: Float[Array, '#B #H T T'],
+    seed: jax.Array | None,
+  ) -> Float[Array, 'B T D']:
+    """Attends over all positions; `seed` drops attention weights."""
+    return self.with_key_values(x, bias, seed)[0]
+
+  def with_key_values(
+    self,
+    x: Float[Array, 'B T D'],
+    bias: Float[Array, '#B #H T T'],
+    seed: jax.Array | None,
+  ) -> tuple[Float[Array, 'B T D'], KeyValues]:
+    """Returns the output and the keys and values it attended to."""
+    queries, keys, values = self._project(x)
+    y = attention.attend(
+      queries,
+      keys,
+      values,
+      bias,
+      weight_dropout=_weight_dropout(seed, self.config.dropout_rate),
+    )
+    y = jnp.einsum('bthk,hkd->btd', y, self.out.astype(x.dtype))
+    return y, KeyValues(keys, values)
+
+  def step(
+    self,
+    x: Float[Array, 'B W D'],
+    cache: KeyValues,
+    prefix: KeyValues,
+    position: Int[Array, ''],
+    bias: Float[Array, 'H T'],
+    prefix_bias: Float[Array, 'B H P'],
+  ) -> tuple[Float[Array, 'B W D'], KeyValues]:
+    """Attends from one new position to the cached ones and itself.
+
+    Args:
+      x: state of the new token of each beam. [B, W, D]
+      cache: of one layer. [B, W, T, H, K]
+      prefix: of the tokens before all cached ones, shared by the beams; may
+        be empty (P = 0). [B, P, H, K]
+      position: where the token is written, 0..T-1.
+      bias: of the new position to each position; masks those after it.
+      prefix_bias: of the new position to the prefix; masks its padding.
+
+    Returns:
+      Output and updated cache.
+    """
+    queries, keys, values = self._project(x)
+    write = functools.partial(
+      jax.lax.dynamic_update_slice_in_dim, start_index=position, axis=2
+    )
+    cache = KeyValues(
+      write(cache.keys, keys[:, :, None].astype(cache.keys.dtype)),
+      write(cache.values, values[:, :, None].astype(cache.values.dtype)),
+    )
+    scores = jnp.einsum(
+      'bwhk,bwthk->bwht',
+      queries,
+      cache.keys,
+      preferred_element_type=jnp.float32,
+    )
+    shared = jnp.einsum(
+      'bwhk,bphk->bwhp',
+      queries,
+      prefix.keys,
+      preferred_element_type=jnp.float32,
+    )
+    weights = jax.nn.softmax(
+      jnp.concatenate(
+        [shared + prefix_bias[:, None], scores + bias[None, None]], axis=-1
+      ),
+      axis=-1,
+    ).astype(x.dtype)
+    length = prefix.keys.shape[1]
+    y = jnp.einsum('bwht,bwthk->bwhk', weights[..., length:], cache.values)
+    y += jnp.einsum('bwhp,bphk->bwhk', weights[..., :length], prefix.values)
+    return jnp.einsum('bwhk,hkd->bwd', y, self.out.astype(x.dtype)), cache
+
+
+class CrossAttention(nn.Module):
+  """Attention from decoder tokens to encoder states."""
+
+  config: config_lib.ModelConfig
+
+  def setup(self) -> None:
+    c = self.config
+    shape = (c.embed_dim, c.num_heads, c.head_dim)
+    names = ('embed', 'heads', 'head_dim')
+    init = parameters.Initializer(stddev=c.embed_dim**-0.5)
+    self.query = parameters.declare(self, 'query', shape, names, init)
+    self.key = parameters.declare(self, 'key', shape, names, init)
+    self.value = parameters.declare(self, 'value', shape, names, init)
+    self.out = _declare_output(self, c)
+
+  def _queries(self, x: Float[Array, 'B T D']) -> Float[Array, 'B T H K']:
+    kernel = self.query.astype(x.dtype)
+    scale = jnp.asarray(self.config.head_dim**-0.5, x.dtype)
+    return jnp.einsum('btd,dhk->bthk', x, kernel) * scale
+
+  def project(self, states: Float[Array, 'B S D']) -> KeyValues:
+    """Returns keys and values of the encoder states. [B, S, H, K] each"""
+    dtype = states.dtype
+    return KeyValues(
+      jnp.einsum('bsd,dhk->bshk', states, self.key.astype(dtype)),
+      jnp.einsum('bsd,dhk->bshk', states, self.value.astype(dtype)),
+    )
+
+  def _absorbs(self, num_queries: int, num_keys: int) -> bool:
+    if self.config.cross_attention != 'auto':
+      return self.config.cross_attention == 'absorbed'
+    return attention.absorbed_is_cheaper(
+      num_queries=num_queries,
+      num_keys=num_keys,
+      embed_dim=self.config.embed_dim,
+      heads=self.config.num_heads,
+      head_dim=self.config.head_dim,
+    )
+
+  def __call__(
+    self,
+    x: Float[Array, 'B T D'],
+    states: Float[Array, 'B S D'],
+    bias: Float[Array, '#B #H #T S'],
+    seed: jax.Array | None,
+  ) -> Float[Array, 'B T D']:
+    """Attends to `states`; `seed` drops attention weights."""
+    weight_dropout = _weight_dropout(seed, self.config.dropout_rate)
+    queries = self._queries(x)
+    if self._absorbs(x.shape[1], states.shape[1]):
+      y = attention.attend_absorbed(
+        queries,
+        self.key.astype(x.dtype),
+        self.value.astype(x.dtype),
+        states,
+        bias,
+        weight_dropout=weight_dropout,
+      )
+    else:
+      y = attention.attend(
+        queries, *self.project(states), bias, weight_dropout=weight_dropout
+      )
+    return jnp.einsum('bthk,hkd->btd', y, self.out.astype(x.dtype))
+
+  def step(
+    self,
+    x: Float[Array, 'B W D'],
+    context: KeyValues,
+    bias: Float[Array, '#B #H #W S'],
+  ) -> Float[Array, 'B W D']:
+    """Attends from one token per beam; all beams share keys and values."""
+    y = attention.attend(self._queries(x), *context, bias)
+    return jnp.einsum('bthk,hkd->btd', y, self.out.astype(x.dtype))

@@ -1,0 +1,327 @@
+"""OneRec v1: history encoder, session decoder, one output head per level."""
+
+from typing import Any
+from typing import Literal
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Array
+from jaxtyping import Bool
+from jaxtyping import Float
+from jaxtyping import Int
+
+from onerec_jax import config as config_lib
+from onerec_jax.model import decoder as decoder_module
+from onerec_jax.model import history_encoder
+from onerec_jax.model import layers
+from onerec_jax.model import moe
+from onerec_jax.model import parameters
+from onerec_jax.ops import attention
+from onerec_jax.ops import dropout
+from onerec_jax.semantic_ids import vocabulary as vocabulary_lib
+
+Context = decoder_module.Context
+DecoderCache = decoder_module.DecoderCache
+Encoded = history_encoder.Encoded
+RouterStats = moe.RouterStats
+
+# Dropout sites of the four stack ends: input and output of both stacks.
+_ENDS = 4
+
+
+class OneRecOutput(NamedTuple):
+  """Teacher-forced predictions of a batch of sessions."""
+
+  logits: Float[Array, 'B M L C']  # f32; about -1e30 beyond a level's codes
+  router: RouterStats  # load [layers, E] over real decoder tokens
+
+
+def initial_router_bias(config: config_lib.ModelConfig) -> np.ndarray:
+  """Returns the model state at step 0: zeros, float32. [layers, E]"""
+  return np.zeros((config.decoder_layers, config.moe.num_experts), np.float32)
+
+
+class OneRec(nn.Module):
+  """Encoder-decoder that generates a session of semantic IDs (spec §3.1, §4.2).
+
+  The decoder reads, for item i, BOS, s^1, …, s^L at positions i (L + 1) + j;
+  the state at j < L predicts s^{j+1}.  The state at s^L predicts nothing (the
+  next token is BOS) but counts as a real token for the router.
+  """
+
+  config: config_lib.ModelConfig
+  vocabulary: vocabulary_lib.Vocabulary
+  items_per_session: int  # m; decoder length is m (L + 1)
+  dropout_bits: Literal['hash', 'threefry'] = 'hash'
+  mesh: jax.sharding.Mesh | None = None  # None or one device: no sharding
+
+  def setup(self) -> None:
+    c, v = self.config, self.vocabulary
+    self.embedding = parameters.declare(
+      self,
+      'embedding',
+      (v.size, c.embed_dim),
+      ('vocab', 'embed'),
+      parameters.Initializer(stddev=1.0),
+    )
+    if not c.tie_head:
+      self.head = parameters.declare(
+        self,
+        'head',
+        (v.levels, c.embed_dim, v.max_codes),
+        (None, 'embed', 'codes'),
+        parameters.Initializer(stddev=c.embed_dim**-0.5),
+      )
+    if c.history_recency:
+      self.recency = parameters.declare(
+        self,
+        'recency',
+        (c.relative_max_distance, c.embed_dim),
+        (None, 'embed'),
+        parameters.Initializer(stddev=0.1),
+      )
+    self.encoder = history_encoder.HistoryEncoder(c, self.mesh)
+    self.decoder = decoder_module.Decoder(c, self.mesh)
+
+  def _seeds(self, deterministic: bool) -> Any:
+    """Returns dropout seeds (encoder's, decoder's); (None, None): none."""
+    c = self.config
+    if deterministic or c.dropout_rate == 0:
+      return None, None
+    inner = c.encoder_layers * history_encoder.SITES
+    total = _ENDS + inner + c.decoder_layers * decoder_module.SITES
+    seeds = dropout.site_seeds(
+      self.make_rng('dropout'), (total,), bits=self.dropout_bits
+    )
+    rest = seeds.shape[1:]
+    first = seeds[_ENDS : _ENDS + inner].reshape(c.encoder_layers, -1, *rest)
+    second = seeds[_ENDS + inner :].reshape(c.decoder_layers, -1, *rest)
+    return (seeds[:2], first), (seeds[2:_ENDS], second)
+
+  def _recency(self, mask: Bool[Array, 'B N']) -> Float[Array, 'B S D']:
+    """Returns the learned embedding of how many items ago a token was."""
+    last = self.config.relative_max_distance - 1
+    ago = jnp.sum(mask, axis=1, keepdims=True) - jnp.cumsum(mask, axis=1)
+    per_item = self.config.history_separator + self.vocabulary.levels
+    ago = jnp.repeat(jnp.clip(ago, 0, last), per_item, axis=1)
+    if self.vocabulary.user_buckets:
+      ago = jnp.pad(ago, ((0, 0), (1, 0)), constant_values=last)
+    return self.recency[ago].astype(self.config.compute_dtype)
+
+  def _embed(self, tokens: Int[Array, 'B T']) -> Float[Array, 'B T D']:
+    x = self.embedding[tokens].astype(self.config.compute_dtype)
+    return layers.shard_batch(x, self.mesh)
+
+  def history_tokens(
+    self,
+    codes: Int[Array, 'B N L'],
+    mask: Bool[Array, 'B N'],
+    user: Int[Array, ' B'],
+  ) -> tuple[Int[Array, 'B S'], Bool[Array, 'B S']]:
+    """Returns the encoder's tokens and their mask.
+
+    [user bucket,] s_1^1 … s_1^L [SEP] s_2^1 …; padding is PAD and masked.
+    """
+    batch = codes.shape[0]
+    tokens = self.vocabulary.tokens(codes)
+    if self.config.history_separator:
+      separator = jnp.full_like(tokens[..., :1], vocabulary_lib.SEP)
+      tokens = jnp.concatenate([tokens, separator], axis=-1)
+    tokens = jnp.where(mask[..., None], tokens, vocabulary_lib.PAD)
+    token_mask = jnp.repeat(mask, tokens.shape[-1], axis=1)
+    tokens = tokens.reshape(batch, -1)
+    if self.vocabulary.user_buckets:
+      # Fibonacci hashing: neighbouring user ids spread over the buckets.
+      mixed = (user.astype(jnp.uint32) * jnp.uint32(0x9E3779B1)) >> 8
+      bucket = mixed % jnp.uint32(self.vocabulary.user_buckets)
+      first = self.vocabulary.user_offset + bucket.astype(tokens.dtype)
+      tokens = jnp.concatenate([first[:, None], tokens], axis=1)
+      token_mask = jnp.concatenate(
+        [jnp.ones((batch, 1), bool), token_mask], axis=1
+      )
+    return tokens, token_mask
+
+  def _encode(
+    self, codes: jax.Array, mask: jax.Array, user: jax.Array, seeds: Any
+  ) -> Encoded:
+    tokens, token_mask = self.history_tokens(codes, mask, user)
+    x = self._embed(tokens)
+    if self.config.history_recency:
+      x = x + self._recency(mask)
+    return self.encoder(x, token_mask, seeds)
+
+  def encode(
+    self,
+    history_codes: Int[Array, 'B N L'],
+    history_mask: Bool[Array, 'B N'],
+    user: Int[Array, ' B'],
+    *,
+    deterministic: bool = True,
+  ) -> Encoded:
+    """Encodes the history.
+
+    Args:
+      history_codes: oldest first, pads at the end. [B, N, L]
+      history_mask: False: padding. [B, N]
+      user: dense user index, read only with user buckets. [B]
+      deterministic: False: dropout, needs rngs={'dropout': key}.
+
+    Returns:
+      States, zero at padding, and their mask.
+    """
+    seeds, _ = self._seeds(deterministic)
+    return self._encode(history_codes, history_mask, user, seeds)
+
+  def __call__(
+    self,
+    history_codes: Int[Array, 'B N L'],
+    history_mask: Bool[Array, 'B N'],
+    user: Int[Array, ' B'],
+    target_codes: Int[Array, 'B M L'],
+    target_mask: Bool[Array, 'B M'],
+    router_bias: Float[Array, 'layers E'],
+    *,
+    deterministic: bool,
+  ) -> OneRecOutput:
+    """Predicts every code of the target session from the codes before it.
+
+    Args:
+      history_codes: oldest first, pads at the end. [B, N, L]
+      history_mask: False: padding. [B, N]
+      user: dense user index, read only with user buckets. [B]
+      target_codes: the session, pads at the end. [B, M, L]
+      target_mask: False: padding, kept out of the experts. [B, M]
+      router_bias: `initial_router_bias` or its updated value. [layers, E]
+      deterministic: False: dropout, needs rngs={'dropout': key}.
+
+    Returns:
+      Logits per level and the router's counts.
+    """
+    encoder_seeds, decoder_seeds = self._seeds(deterministic)
+    encoded = self._encode(history_codes, history_mask, user, encoder_seeds)
+    batch, items, levels = target_codes.shape
+    token_mask = jnp.repeat(target_mask, levels + 1, axis=1)
+    x, stats = self.decoder(
+      self._embed(self._session_tokens(target_codes)),
+      encoded,
+      token_mask,
+      router_bias,
+      decoder_seeds,
+    )
+    x = x.reshape(batch, items, levels + 1, -1)[:, :, :levels]
+    logits = jnp.stack(
+      [self._logits(x[:, :, level], level) for level in range(levels)], axis=2
+    )
+    return OneRecOutput(logits, stats)
+
+  def _logits(self, x: jax.Array, level: int) -> jax.Array:
+    """Returns logits over the codes of `level`, padded to max_codes."""
+    v = self.vocabulary
+    size, start = v.codes_per_level[level], v.offsets[level]
+    if self.config.tie_head:
+      # T5: states are scaled where the table is shared.
+      x = x * jnp.asarray(self.config.embed_dim**-0.5, x.dtype)
+      kernel = self.embedding[start : start + size].T
+    else:
+      kernel = self.head[level, :, :size]
+    logits = jnp.einsum(
+      '...d,dc->...c',
+      x,
+      kernel.astype(x.dtype),
+      preferred_element_type=jnp.float32,
+    )
+    pad = [(0, 0)] * (logits.ndim - 1) + [(0, v.max_codes - size)]
+    return jnp.pad(logits, pad, constant_values=attention.MASK_VALUE)
+
+  def start_decoding(
+    self,
+    encoded: Encoded,
+    prefix_codes: Int[Array, 'B J L'],
+    prefix_mask: Bool[Array, 'B J'],
+    router_bias: Float[Array, 'layers E'],
+  ) -> Context:
+    """Returns what all decoding steps read, shared by all beams.
+
+    Args:
+      encoded: the history.
+      prefix_codes: items that count as the session's first ones, padding
+        first; none: J = 0. [B, J, L]
+      prefix_mask: False: padding. [B, J]
+      router_bias: frozen. [layers, E]
+    """
+    tokens = self._session_tokens(prefix_codes)
+    token_mask = jnp.repeat(prefix_mask, self.vocabulary.levels + 1, axis=1)
+    return self.decoder.start(
+      encoded, self._embed(tokens), token_mask, router_bias
+    )
+
+  def _session_tokens(self, codes: Int[Array, 'B M L']) -> Int[Array, 'B T']:
+    """Returns BOS, s^1, …, s^L of every item, in one row per user."""
+    begin = jnp.full_like(codes[..., :1], vocabulary_lib.BOS)
+    tokens = jnp.concatenate([begin, self.vocabulary.tokens(codes)], axis=-1)
+    return tokens.reshape(codes.shape[0], -1)
+
+  def init_cache(self, batch: int, beams: int, length: int) -> DecoderCache:
+    """Returns an empty cache for `length` tokens. [layers, B, W, T, H, K]"""
+    c = self.config
+    shape = (
+      c.decoder_layers, batch, beams, length, c.num_heads, c.head_dim
+    )  # fmt: skip
+    zeros = jnp.zeros(shape, c.compute_dtype)
+    return DecoderCache(zeros, zeros)
+
+  def decode_step(
+    self,
+    tokens: Int[Array, 'B W'],
+    position: Int[Array, ''] | int,
+    level: int,
+    cache: DecoderCache,
+    context: Context,
+    router_bias: Float[Array, 'layers E'],
+  ) -> tuple[Float[Array, 'B W C'], DecoderCache]:
+    """Feeds one token per beam and predicts the next code.
+
+    Args:
+      tokens: token ids (not codes) at `position`. [B, W]
+      position: i (L + 1) + j after the prefix, below the cache length.
+      level: static; the code to predict, 0..L-1; -1: none (the token is s^L),
+        log-probabilities are zeros.
+      cache: of the positions before.
+      context: from `start_decoding`.
+      router_bias: frozen. [layers, E]
+
+    Returns:
+      log p of the codes of `level` given the beam, normalised within the
+      level, about -1e30 beyond its codes; and the cache with this position.
+    """
+    x, cache = self.decoder.step(
+      self._embed(tokens), jnp.asarray(position), cache, context, router_bias
+    )
+    if level < 0:
+      shape = (*tokens.shape, self.vocabulary.max_codes)
+      return jnp.zeros(shape, jnp.float32), cache
+    return jax.nn.log_softmax(self._logits(x, level), axis=-1), cache
+
+
+def abstract_params(model: OneRec) -> Any:
+  """Returns the tree of `parameters.Parameter` boxes without computing any."""
+  levels, items = model.vocabulary.levels, model.items_per_session
+  batch = 1 if model.mesh is None else model.mesh.size
+  integer = jnp.int32
+  variables = jax.eval_shape(
+    lambda key: model.init(
+      key,
+      jnp.zeros((batch, 1, levels), integer),
+      jnp.ones((batch, 1), bool),
+      jnp.zeros((batch,), integer),
+      jnp.zeros((batch, items, levels), integer),
+      jnp.ones((batch, items), bool),
+      jnp.asarray(initial_router_bias(model.config)),
+      deterministic=True,
+    ),
+    jax.random.key(0),
+  )
+  return variables['params']

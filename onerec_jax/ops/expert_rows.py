@@ -1,0 +1,272 @@
+"""Feed-forward of rows sorted by expert: only each row's own expert is run.
+
+`lax.ragged_dot` on accelerators; on CPU, where that computes every row with
+every expert, loops over blocks of rows.  Pure array functions.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Literal
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+from jaxtyping import Float
+from jaxtyping import Int
+
+Activation = Callable[[jax.Array], jax.Array]
+
+# Rows multiplied at once on CPU: large blocks while a group lasts (reading and
+# packing the matrices costs about 30 rows' worth), small ones for its rest.
+_LARGE_BLOCK = 256
+_SMALL_BLOCK = 32
+
+
+class ExpertWeights(NamedTuple):
+  """Two- or (gated) three-matrix feed-forward networks, one per expert."""
+
+  wi: Float[Array, 'E D F']
+  wg: Float[Array, 'E D F'] | None  # gate branch of swiglu
+  wo: Float[Array, 'E F D']
+
+
+class RowOrder(NamedTuple):
+  """Slots (token-major, R per token) sorted by expert; a slot's row is where
+  it lands."""
+
+  slots: Int[Array, ' N']  # slot of each row; token = slot // R
+  rows: Int[Array, ' N']  # row of each slot: the inverse permutation
+  sizes: Int[Array, ' E']  # rows of each expert; the rest, at the end, is idle
+
+
+def feed_forward(
+  x: Float[Array, 'T D'],
+  weights: ExpertWeights,
+  order: RowOrder,
+  *,
+  activation: Activation,
+  kind: Literal['auto', 'ragged', 'blocks'],
+) -> Float[Array, 'N D']:
+  """Runs each row's token through the row's expert.
+
+    y[n] = FFN_e(x[slots[n] // R])  for rows n of expert e
+
+  Args:
+    x: tokens. [T, D]
+    weights: of E experts.
+    order: N = T R rows.
+    activation: element-wise, in the middle.
+    kind: 'ragged' uses lax.ragged_dot; 'blocks' loops over row blocks (fast
+      on CPU); 'auto' takes 'blocks' on CPU and 'ragged' elsewhere.  Equal up to
+      rounding, gradients included.
+
+  Returns:
+    Rows in expert order; idle rows are arbitrary. [N, D]
+  """
+  ragged = functools.partial(_ragged, activation)
+  blocks = functools.partial(_blocks, activation)
+  if kind == 'auto':
+    return jax.lax.platform_dependent(
+      x, weights, order, cpu=blocks, default=ragged
+    )
+  return (ragged if kind == 'ragged' else blocks)(x, weights, order)
+
+
+def _top_k(x: jax.Array, order: RowOrder) -> int:
+  return order.slots.shape[0] // x.shape[0]
+
+
+def _sum_slots(dx_rows: jax.Array, order: RowOrder, top_k: int) -> jax.Array:
+  """Returns the gradient of tokens from that of rows: a gather, no scatter."""
+  slots = dx_rows[order.rows].reshape(-1, top_k, dx_rows.shape[-1])
+  return jnp.sum(slots, axis=1)
+
+
+# --- Accelerators -----------------------------------------------------------
+
+
+@jax.custom_vjp
+def _dispatch(x, order) -> jax.Array:
+  """Returns the token of every row."""
+  return x[order.slots // _top_k(x, order)]
+
+
+def _dispatch_forward(x, order):
+  inside = jnp.arange(order.slots.shape[0]) < jnp.sum(order.sizes)
+  return _dispatch(x, order), (order, inside, jnp.zeros_like(x[:, :0]))
+
+
+def _dispatch_backward(residuals, gradient):
+  order, inside, like = residuals
+  # ragged_dot promises nothing about idle rows.
+  gradient = jnp.where(inside[:, None], gradient, 0)
+  return _sum_slots(gradient, order, _top_k(like, order)), None
+
+
+_dispatch.defvjp(_dispatch_forward, _dispatch_backward)
+
+
+def _ragged(activation, x, weights, order):
+  rows = _dispatch(x, order)
+  hidden = activation(
+    jax.lax.ragged_dot(
+      rows, weights.wi if weights.wg is None else weights.wg, order.sizes
+    )
+  )
+  if weights.wg is not None:
+    hidden = hidden * jax.lax.ragged_dot(rows, weights.wi, order.sizes)
+  return jax.lax.ragged_dot(hidden, weights.wo, order.sizes)
+
+
+# --- CPU --------------------------------------------------------------------
+
+
+def _for_each_block(sizes, load, update, store, carry):
+  """Calls `update` for every block of rows of every expert.
+
+  Args:
+    sizes: rows per expert. [E]
+    load: expert -> what its blocks need and change.
+    update: (size, row, end, local, carry) -> (local, carry); rows from `end`
+      on belong to others: they may be written (their expert comes later) but
+      must not be read.
+    store: (expert, local, carry) -> carry.
+    carry: arrays that all experts write to.
+  """
+  ends = jnp.cumsum(sizes)
+
+  def expert(e, carry):
+    def blocks(size, state):
+      def body(state):
+        row, local, carry = state
+        return row + size, *update(size, row, ends[e], local, carry)
+
+      last = 0 if size == _SMALL_BLOCK else size - 1
+      return jax.lax.while_loop(
+        lambda state: state[0] + last < ends[e], body, state
+      )
+
+    state = blocks(_LARGE_BLOCK, (ends[e] - sizes[e], load(e), carry))
+    _, local, carry = blocks(_SMALL_BLOCK, state)
+    return store(e, local, carry)
+
+  return jax.lax.fori_loop(0, sizes.shape[0], expert, carry)
+
+
+def _take(array, row, size):
+  return jax.lax.dynamic_slice_in_dim(array, row, size)
+
+
+def _put(array, block, row):
+  return jax.lax.dynamic_update_slice_in_dim(array, block, row, 0)
+
+
+def _contract(a, b, axes):
+  return jax.lax.dot_general(a, b, ((axes[:1], axes[1:]), ((), ())))
+
+
+def _inside(size, row, end, block):
+  return jnp.where((row + jnp.arange(size) < end)[:, None], block, 0)
+
+
+def _middle(activation, pre):
+  """Hidden units from the products with (wi, wg)."""
+  wi, wg = pre
+  return activation(wi) if wg is None else activation(wg) * wi
+
+
+def _padded_tokens(x, order):
+  # The last block may reach past the last row.
+  return jnp.pad(order.slots // _top_k(x, order), (0, _LARGE_BLOCK))
+
+
+def _blocks_forward(activation, x, weights, order):
+  """Returns y and, per row, the products in front of the activation."""
+  tokens = _padded_tokens(x, order)
+  num_rows, hidden = tokens.shape[0], weights.wi.shape[-1]
+
+  def empty(width):
+    return jnp.zeros((num_rows, width), x.dtype)
+
+  pre = (empty(hidden), None if weights.wg is None else empty(hidden))
+
+  def load(e):
+    return jax.tree.map(lambda w: w[e], weights)
+
+  def update(size, row, end, local, carry):
+    y, pre = carry
+    block = _inside(size, row, end, x[_take(tokens, row, size)])
+    inner = jax.tree.map(
+      lambda w: _contract(block, w, (1, 0)), (local.wi, local.wg)
+    )
+    out = _contract(_middle(activation, inner), local.wo, (1, 0))
+    pre = jax.tree.map(lambda a, b: _put(a, b, row), pre, inner)
+    return local, (_put(y, out, row), pre)
+
+  return _for_each_block(
+    order.sizes,
+    load,
+    update,
+    lambda e, local, carry: carry,
+    (empty(x.shape[1]), pre),
+  )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _blocks(activation, x, weights, order):
+  y, _ = _blocks_forward(activation, x, weights, order)
+  return y[: order.slots.shape[0]]
+
+
+def _blocks_with_residuals(activation, x, weights, order):
+  y, pre = _blocks_forward(activation, x, weights, order)
+  return y[: order.slots.shape[0]], (x, weights, order, pre)
+
+
+def _blocks_backward(activation, residuals, dy):
+  x, weights, order, pre = residuals
+  tokens = _padded_tokens(x, order)
+  dy = jnp.pad(dy, ((0, _LARGE_BLOCK), (0, 0)))
+
+  def load(e):
+    local = jax.tree.map(lambda w: w[e], weights)
+    return local, jax.tree.map(jnp.zeros_like, local)
+
+  def update(size, row, end, local, carry):
+    weights, total = local
+    dx, dweights = carry
+    block = _inside(size, row, end, x[_take(tokens, row, size)])
+    dout = _inside(size, row, end, _take(dy, row, size))
+    inner = jax.tree.map(lambda a: _take(a, row, size), pre)
+    hidden, pull = jax.vjp(functools.partial(_middle, activation), inner)
+    (dinner,) = pull(_contract(dout, weights.wo, (1, 1)))
+    here = ExpertWeights(
+      *jax.tree.map(lambda d: _contract(block, d, (0, 0)), dinner),
+      _contract(hidden, dout, (0, 0)),
+    )
+    dblock = jax.tree.map(
+      lambda d, w: _contract(d, w, (1, 1)), dinner, (weights.wi, weights.wg)
+    )
+    dblock = sum(jax.tree.leaves(dblock))
+    total = jax.tree.map(jnp.add, total, here)
+    return (weights, total), (_put(dx, dblock, row), dweights)
+
+  def store(e, local, carry):
+    dx, dweights = carry
+    return dx, jax.tree.map(lambda a, b: a.at[e].set(b), dweights, local[1])
+
+  dx, dweights = _for_each_block(
+    order.sizes,
+    load,
+    update,
+    store,
+    (
+      jnp.zeros((tokens.shape[0], x.shape[1]), x.dtype),
+      jax.tree.map(jnp.zeros_like, weights),
+    ),
+  )
+  return _sum_slots(dx, order, _top_k(x, order)), dweights, None
+
+
+_blocks.defvjp(_blocks_with_residuals, _blocks_backward)
