@@ -1,0 +1,113 @@
+"""Next-token prediction of the target session, with loss-free balancing.
+
+Glue between model, loss and batch; all mathematics is in losses/ and ops/.
+"""
+
+from typing import Any
+from typing import TypedDict
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+from jaxtyping import Int
+
+from onerec_jax import batch as batch_lib
+from onerec_jax import config
+from onerec_jax.losses import likelihood
+from onerec_jax.losses import router
+from onerec_jax.model import onerec
+from onerec_jax.objectives import base
+
+
+class Frozen(TypedDict):
+  """Arrays that pre-training reads and never changes."""
+
+  item_codes: Int[Array, 'I L']  # semantic ID of every item
+
+
+def make_objective(
+  model: onerec.OneRec, train: config.TrainConfig
+) -> base.Objective:
+  """Returns the pre-training objective.
+
+    sum:  mean over examples of -Σ_i Σ_l log p(s_i^l | history, s_<i, s_i^<l)
+    mean: the same sum over all tokens of the batch, divided by their number
+
+  Examples with example_mask False and items with target_mask False carry no
+  loss and are not counted.  Metrics: 'token_loss' (nats per token, without
+  smoothing weights of the reduction), 'accuracy/level_l', 'padding_share',
+  'router/load' (share of the tokens per expert) and
+  'router/max_violation_batch'.
+
+  Args:
+    model: the model; its parameters are the objective's.
+    train: reduction, label smoothing.
+  Reference: 2502.18965 eq. 6; Wang et al. 2024, arXiv:2408.15664, Alg. 1.
+  """
+  moe = model.config.moe
+  codes_per_level = model.vocabulary.codes_per_level
+
+  def objective(
+    params: Any,
+    model_state: Any,
+    frozen: Frozen,
+    batch: batch_lib.SessionBatch,
+    key: jax.Array | None,
+  ) -> base.LossOutput:
+    item_codes = frozen['item_codes']
+    history_mask = batch.history_mask & batch.example_mask[:, None]
+    target_mask = batch.target_mask & batch.example_mask[:, None]
+    target_codes = item_codes[batch.target_items]  # [B, M, L]
+    output = model.apply(
+      {'params': params},
+      item_codes[batch.history_items],
+      history_mask,
+      batch.user,
+      target_codes,
+      target_mask,
+      model_state,
+      deterministic=key is None,
+      rngs=None if key is None else {'dropout': key},
+    )
+    assert isinstance(output, onerec.OneRecOutput)
+    tokens = likelihood.next_code_loss(
+      output.logits,
+      target_codes,
+      target_mask,
+      codes_per_level=codes_per_level,
+      label_smoothing=train.label_smoothing,
+    )
+    token_loss = base.mean_of(tokens.loss, tokens.mask)
+    # An example without targets has nothing to learn from: not counted.
+    counted = jnp.any(target_mask, axis=1)
+    loss = token_loss
+    if train.ntp_reduction == 'sum':
+      loss = base.mean_of(jnp.sum(tokens.loss, axis=(1, 2)), counted)
+    metrics = {'token_loss': token_loss}
+    for level in range(len(codes_per_level)):
+      metrics[f'accuracy/level_{level}'] = base.mean_of(
+        tokens.correct[..., level], tokens.mask[..., level]
+      )
+    metrics['padding_share'] = base.mean_of(
+      ~history_mask, jnp.ones_like(history_mask)
+    )
+    if moe.enabled:
+      load = output.router.load
+      if key is not None:
+        model_state = router.update_bias(
+          model_state, load, rule=moe.balancing, rate=moe.bias_update_rate
+        )
+      layer_total = jnp.sum(load, axis=-1, keepdims=True)
+      metrics['router/load'] = batch_lib.Mean(
+        load, jnp.broadcast_to(layer_total, load.shape)
+      )
+      violation = jnp.mean(router.max_violation(load))
+      one = jnp.ones((), jnp.float32)
+      metrics['router/max_violation_batch'] = batch_lib.Mean(violation, one)
+    counts = {
+      'examples': jnp.sum(counted, dtype=jnp.float32),
+      'tokens': token_loss.count,
+    }
+    return base.LossOutput(loss, metrics, model_state, counts)
+
+  return objective

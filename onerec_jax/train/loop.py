@@ -1,0 +1,455 @@
+"""The training loop; every stage that trains goes through it.
+
+Nothing in it knows a model or a data set: a stage hands it an objective, an
+iterator and callbacks.  It waits for the device only to log, validate or save.
+"""
+
+import dataclasses
+import math
+import os
+import time
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Mapping
+from typing import Any
+from typing import Literal
+from typing import NamedTuple
+from typing import Protocol
+from typing import runtime_checkable
+
+import jax
+import numpy as np
+from absl import logging
+from etils import epath
+from jax.sharding import Mesh
+
+from onerec_jax import config
+from onerec_jax import sharding
+from onerec_jax.objectives import base
+from onerec_jax.train import checkpoints
+from onerec_jax.train import contract as contract_lib
+from onerec_jax.train import log
+from onerec_jax.train import optimizer as optimizer_lib
+from onerec_jax.train import preemption
+from onerec_jax.train import state as state_lib
+from onerec_jax.train import step as step_lib
+
+
+@runtime_checkable
+class Batches(Protocol):
+  """An endless iterator of batches that can be put back to any position."""
+
+  def __next__(self) -> Any: ...
+  def get_state(self) -> Any: ...
+  def set_state(self, state: Any) -> None: ...
+
+
+class NonFinite(FloatingPointError):
+  """A loss or gradient was not finite."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """What a stage asks the loop to do."""
+
+  objective: base.Objective
+  optimizer: optimizer_lib.Optimizer
+  train: config.TrainConfig
+  seed: int
+  mesh: Mesh
+  folder: epath.Path  # the stage's: checkpoints/, metrics.jsonl, events.*
+  contract: contract_lib.Contract
+  batches: Batches  # NumPy arrays, this process's rows
+  frozen: Any = None  # device arrays that are not trained
+  # Validation: the same batches each time.  None: no validation loss.
+  valid_batches: Callable[[], Iterable[Any]] | None = None
+  # (params, model_state, poll) -> {'valid/recall@10': ...}.  Call poll()
+  # often: it raises where the run is asked to stop.
+  evaluate: (
+    Callable[[Any, Any, Callable[[], None]], Mapping[str, float]] | None
+  ) = None
+  best_metric: str = 'valid/loss'  # chooses the best checkpoint
+  best_mode: Literal['max', 'min'] = 'min'
+  # Model FLOPs (forward and backward) of this process's rows of a batch.
+  flops: Callable[[Any], float] | None = None
+  batches_per_epoch: int | None = None
+
+
+class Result(NamedTuple):
+  """A finished run."""
+
+  state: state_lib.TrainState
+  final: dict[str, Any]  # record of the last step
+  best: dict[str, Any] | None  # {'step', 'metric', 'value', 'values'}
+  counts: dict[str, float]  # totals over the run, e.g. 'examples'
+  seconds: dict[str, float]  # train, wait, compile, validate, checkpoint
+
+
+def _new_progress() -> dict[str, Any]:
+  """Returns the bookkeeping that checkpoints carry; JSON values only."""
+  return {
+    'finished_step': True,  # False: logging and validation of it are due
+    'counts': {},
+    # Of the whole run.  'wait' (for data) is part of 'train'.
+    'seconds': dict.fromkeys(
+      ('train', 'wait', 'compile', 'validate', 'checkpoint'), 0.0
+    ),
+    # Since the last log line.
+    'interval': {'train': 0.0, 'wait': 0.0, 'compile': 0.0, 'flops': 0.0},
+    'totals': None,  # sums since the last log line
+    'best': None,
+    'last_record': {},
+  }
+
+
+def train(job: Job, state: state_lib.TrainState) -> Result:
+  """Trains until `job.train.num_steps`, continuing from the last checkpoint.
+
+  Killed at any moment and called again, it ends with the same bits as an
+  uninterrupted run.
+
+  Args:
+    job: what to do.
+    state: step 0, on the mesh; donated.
+
+  Raises:
+    NonFinite: names the step and what was not finite; the checkpoints remain.
+    preemption.Preempted: after SIGTERM, once the state is saved.
+    contract.Mismatch: the folder holds another run.
+  """
+  with (
+    checkpoints.Checkpointer(
+      job.folder, job.contract, keep=job.train.keep_checkpoints
+    ) as saver,
+    preemption.StopSignal() as stop,
+  ):
+    return _Loop(job, state, saver, stop).run()
+
+
+class _Loop:
+  """The state of one call of `train`."""
+
+  def __init__(
+    self,
+    job: Job,
+    state: state_lib.TrainState,
+    saver: checkpoints.Checkpointer,
+    stop: preemption.StopSignal,
+  ):
+    sharding.check_batch_size(
+      job.mesh, job.train.batch_size, f'{job.contract.stage}.batch_size'
+    )
+    self._job = job
+    self._saver = saver
+    self._stop = stop
+    self._state = state
+    self._progress = _new_progress()
+    self._totals: step_lib.Totals | None = None
+    self._zeros: step_lib.Totals | None = None
+    self._train_step = step_lib.CompiledPerShape(
+      step_lib.make_train_step(
+        job.objective,
+        job.optimizer,
+        seed=job.seed,
+        ema_decay=job.train.ema_decay,
+        shardings=state_lib.shardings_of(state),
+        mesh=job.mesh,
+      )
+    )
+    self._eval_step = step_lib.CompiledPerShape(
+      step_lib.make_eval_step(job.objective, mesh=job.mesh)
+    )
+    self._compiled_seconds = 0.0
+    self._profiling = False
+
+  # --- The loop ---
+
+  def run(self) -> Result:
+    job = self._job
+    step = self._resume()
+    self._writer = log.MetricsWriter(
+      job.folder,
+      resume_step=step if self._progress['finished_step'] else step - 1,
+      enabled=jax.process_index() == 0,
+    )
+    try:
+      if not self._progress['finished_step']:
+        self._finish_step(step)
+      while step < job.train.num_steps:
+        self._profile(step)
+        self._one_step()
+        step += 1
+        self._finish_step(step)
+        if self._stop.requested():
+          self._preempt(step)
+      self._profile(step, end=True)
+      self._saver.wait()
+    finally:
+      self._writer.close()
+    return Result(
+      state=self._state,
+      final=self._progress['last_record'],
+      best=self._progress['best'],
+      counts=self._progress['counts'],
+      seconds=self._progress['seconds'],
+    )
+
+  def _resume(self) -> int:
+    if self._saver.latest_step() is None:
+      return 0
+    saved = self._saver.restore(self._state)
+    for note in saved.notes:
+      logging.info('continuing with a changed setting: %s', note)
+    self._state = saved.state
+    self._job.batches.set_state(saved.data)
+    self._progress = saved.progress
+    step = int(saved.state.step)
+    logging.info('continuing from the checkpoint of step %d', step)
+    return step
+
+  def _one_step(self) -> None:
+    job, interval = self._job, self._progress['interval']
+    start = time.perf_counter()
+    local = next(job.batches)
+    interval['wait'] += time.perf_counter() - start
+    batch = sharding.place_batch(local, job.mesh)
+    if self._totals is None:
+      self._start_totals(batch)
+    if job.flops is not None:
+      interval['flops'] += job.flops(local) * jax.process_count()
+    self._state, self._totals = self._train_step(
+      self._state, self._totals, job.frozen, batch
+    )
+    compiled = self._compile_seconds()
+    interval['train'] += time.perf_counter() - start - compiled
+
+  def _start_totals(self, batch: Any) -> None:
+    job, state = self._job, self._state
+    start = time.perf_counter()
+    zeros = step_lib.zero_totals(
+      job.objective,
+      state.params,
+      state.model_state,
+      job.frozen,
+      batch,
+      job.mesh,
+    )
+    self._zeros = jax.device_get(zeros)
+    saved = self._progress['totals']
+    self._totals = zeros if saved is None else self._placed(saved)
+    self._train_step.seconds += time.perf_counter() - start
+
+  def _placed(self, leaves: Any) -> step_lib.Totals:
+    """Returns fresh device sums from the leaves (lists) of host sums."""
+    flat, tree = jax.tree.flatten(self._zeros)
+    values = [
+      np.asarray(value, like.dtype).reshape(like.shape)
+      for value, like in zip(leaves, flat, strict=True)
+    ]
+    whole = sharding.replicated(self._job.mesh)
+    return sharding.place(
+      tree.unflatten(values), tree.unflatten([whole] * len(flat))
+    )
+
+  def _compile_seconds(self) -> float:
+    """Returns the seconds compiled since the last call, and books them."""
+    total = self._train_step.seconds + self._eval_step.seconds
+    spent = total - self._compiled_seconds
+    self._compiled_seconds = total
+    if spent:
+      self._progress['seconds']['compile'] += spent
+      self._progress['interval']['compile'] += spent
+      logging.info('compiled in %.1f s', spent)
+    return spent
+
+  # --- What follows a step ---
+
+  def _finish_step(self, step: int) -> None:
+    """Logs, validates and saves as far as they are due after `step` steps."""
+    train = self._job.train
+    last = step == train.num_steps
+    log_due = last or step % train.log_every_steps == 0
+    every = train.evaluate_every_steps
+    validate_due = every > 0 and (last or step % every == 0)
+    save_due = last or step % train.checkpoint_every_steps == 0
+    if not (log_due or validate_due or save_due):
+      return
+    host = self._fetch_totals()
+    record: dict[str, Any] = {}
+    if validate_due:
+      try:
+        record.update(self._validate(step))
+      except preemption.StopRequested:
+        self._preempt(step, finished=False)
+    if log_due:
+      record = {**self._log_record(step, host), **record}
+    if record:
+      self._write(step, record)
+    improved = validate_due and self._note_best(step, record)
+    if save_due or improved:
+      self._save(step)
+
+  def _fetch_totals(self) -> step_lib.Totals:
+    """Waits for the device and returns the sums; raises on a bad step."""
+    start = time.perf_counter()
+    if self._totals is None:  # nothing has run since the restart
+      batch_state = self._job.batches.get_state()
+      self._start_totals(
+        sharding.place_batch(next(self._job.batches), self._job.mesh)
+      )
+      self._job.batches.set_state(batch_state)
+    host = jax.device_get(self._totals)
+    self._progress['interval']['train'] += time.perf_counter() - start
+    if int(host.bad_step):
+      self._stop_non_finite(host)
+    return host
+
+  def _stop_non_finite(self, host: step_lib.Totals) -> None:
+    saved = self._saver.latest_step()
+    kept = (
+      'No checkpoint was written yet.'
+      if saved is None
+      else f'The checkpoint of step {saved} is good.'
+    )
+    raise NonFinite(
+      f'{step_lib.describe_bad_step(host, self._state.params)} {kept} Lower'
+      f' {self._job.contract.stage}.optimizer.peak_learning_rate, raise'
+      ' warmup_steps, or look for bad values in the data.'
+    )
+
+  def _log_record(self, step: int, host: step_lib.Totals) -> dict[str, Any]:
+    """Returns the record of the interval that ends, and begins another."""
+    job, progress = self._job, self._progress
+    interval, seconds = progress['interval'], progress['seconds']
+    elapsed = max(interval['train'], 1e-9)
+    record = log.summarize(host.metrics)
+    record['learning_rate'] = float(job.optimizer.learning_rate(step - 1))
+    for name, value in host.counts.items():
+      total = progress['counts'].get(name, 0.0) + float(value)
+      progress['counts'][name] = total
+      record[f'{name}_per_second'] = float(value) / elapsed
+    record['steps_per_second'] = int(host.steps) / elapsed
+    record['data_wait_share'] = interval['wait'] / elapsed
+    record['compile_seconds'] = interval['compile']
+    if job.flops is not None:
+      record['model_flops_per_second'] = interval['flops'] / elapsed
+      record['mfu'] = log.utilisation(
+        interval['flops'],
+        elapsed,
+        device_kind=job.mesh.devices.flat[0].device_kind,
+        num_devices=job.mesh.size,
+      )
+    if job.batches_per_epoch:
+      record['epoch'] = step / job.batches_per_epoch
+    seconds['train'] += interval['train']
+    seconds['wait'] += interval['wait']
+    progress['interval'] = dict.fromkeys(interval, 0.0)
+    progress['totals'] = None
+    zeros = jax.tree.leaves(self._zeros)
+    self._totals = self._placed(zeros)
+    return record
+
+  def _write(self, step: int, record: dict[str, Any]) -> None:
+    progress = self._progress
+    progress['last_record'] = {**progress['last_record'], **record}
+    self._writer.write(step, record)
+    if 'loss' in record:
+      left = self._job.train.num_steps - step
+      rate = max(record['steps_per_second'], 1e-9)
+      logging.info(
+        '%s',
+        log.progress_line(
+          step, self._job.train.num_steps, record, eta_seconds=left / rate
+        ),
+      )
+
+  def _validate(self, step: int) -> dict[str, Any]:
+    """Returns validation figures, of the averaged parameters if there are."""
+    job, state = self._job, self._state
+    start = time.perf_counter()
+    params = state.params if state.ema_params is None else state.ema_params
+    record: dict[str, Any] = {}
+    if job.valid_batches is not None:
+      totals = self._placed(jax.tree.leaves(self._zeros))
+      for local in job.valid_batches():
+        self._stop.poll()
+        totals = self._eval_step(
+          totals,
+          params,
+          state.model_state,
+          job.frozen,
+          sharding.place_batch(local, job.mesh),
+        )
+      for name, value in log.summarize(jax.device_get(totals).metrics).items():
+        record[f'valid/{name}'] = value
+    if job.evaluate is not None:
+      record.update(job.evaluate(params, state.model_state, self._stop.poll))
+    spent = time.perf_counter() - start - self._compile_seconds()
+    self._progress['seconds']['validate'] += spent
+    if not math.isfinite(record.get(job.best_metric, math.nan)):
+      raise ValueError(
+        f'Validation at step {step} gave {job.best_metric}='
+        f'{record.get(job.best_metric)}, which cannot choose the best'
+        f' checkpoint; there are {sorted(record)}.'
+      )
+    return record
+
+  def _note_best(self, step: int, record: Mapping[str, Any]) -> bool:
+    job, best = self._job, self._progress['best']
+    value = record[job.best_metric]
+    better = best is None or (
+      value > best['value'] if job.best_mode == 'max' else value < best['value']
+    )
+    if better:
+      self._progress['best'] = {
+        'step': step,
+        'metric': job.best_metric,
+        'value': value,
+        'values': {k: v for k, v in record.items() if k.startswith('valid/')},
+      }
+    return better
+
+  # --- Saving and stopping ---
+
+  def _save(self, step: int, *, finished: bool = True) -> None:
+    start = time.perf_counter()
+    host = jax.device_get(self._totals)
+    progress = {
+      **self._progress,
+      'finished_step': finished,
+      'totals': [np.asarray(x).tolist() for x in jax.tree.leaves(host)],
+    }
+    self._saver.save(
+      step,
+      self._state,
+      data=self._job.batches.get_state(),
+      progress=progress,
+      best_step=(self._progress['best'] or {}).get('step'),
+    )
+    self._progress['seconds']['checkpoint'] += time.perf_counter() - start
+
+  def _preempt(self, step: int, *, finished: bool = True) -> None:
+    self._fetch_totals()
+    self._save(step, finished=finished)
+    self._saver.wait()
+    logging.warning(
+      'SIGTERM: stopped at step %d of %d, saved in %s. Run the same command'
+      ' again to continue.',
+      step,
+      self._job.train.num_steps,
+      os.fspath(self._job.folder),
+    )
+    raise preemption.Preempted(preemption.PREEMPTED_STATUS)
+
+  def _profile(self, step: int, *, end: bool = False) -> None:
+    """Starts and stops the profiler trace of `profile_steps`."""
+    steps = self._job.train.profile_steps
+    if not steps:
+      return
+    if self._profiling and (end or step > steps[1]):
+      jax.block_until_ready(self._state.params)
+      jax.profiler.stop_trace()
+      self._profiling = False
+    elif not self._profiling and not end and steps[0] == step:
+      jax.profiler.start_trace(os.fspath(self._job.folder / 'profile'))
+      self._profiling = True
