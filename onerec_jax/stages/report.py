@@ -1,0 +1,206 @@
+"""Stage `report`: everything a run has recorded, as one page to look at.
+
+Writes report/report.html (pictures inside, no outside references) and the
+pictures beside it.  Computes no figure that a stage has not written; what has
+not run is shown as such.
+"""
+
+import datetime
+import importlib.resources
+import json
+import pathlib
+import subprocess
+from collections.abc import Mapping
+from typing import Any
+
+import jinja2
+from absl import logging
+
+from onerec_jax import config
+from onerec_jax import workdir as workdir_lib
+from onerec_jax.stages import evaluate
+from onerec_jax.stages import report_evaluation
+from onerec_jax.stages import report_training
+from onerec_jax.stages import report_words as words
+from onerec_jax.train import log
+
+_TEMPLATE = 'report_template.html'
+
+
+def run(
+  experiment: config.Experiment, workdir: workdir_lib.Workdir
+) -> dict[str, Any]:
+  """Writes the report of whatever has run.
+
+  Returns:
+    The page's path, its size and the names of its pictures.
+  """
+  folder = workdir.stage('report')
+  pictures = words.Pictures(folder)
+  results = {stage: workdir.result(stage) for stage in config.STAGES}
+  evaluated, trained = results['evaluate'], results['pretrain']
+  records = log.read_metrics(workdir.root / 'pretrain' / log.METRICS)
+  page = {
+    'title': experiment.name,
+    'subtitle': _subtitle(experiment, results['prepare']),
+    'meta': _meta(experiment, results),
+    'cards': _cards(evaluated, trained),
+    'results': evaluated and report_evaluation.results(evaluated, pictures),
+    'slices': evaluated and report_evaluation.slices(evaluated, pictures),
+    'users': evaluated and report_evaluation.users(evaluated),
+    'training': report_training.training(records, trained, pictures),
+    'ids': report_training.semantic_ids(workdir, results['tokenize'], pictures),
+    'data': results['prepare'] and report_training.data(results['prepare']),
+    'run': {
+      'stages': _stages(results),
+      'settings': json.dumps(config.to_dict(experiment), indent=2),
+    },
+    'pictures': pictures.found,
+  }
+  source = importlib.resources.files('onerec_jax.stages') / _TEMPLATE
+  environment = jinja2.Environment(
+    autoescape=True,
+    undefined=jinja2.ChainableUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+  )
+  html = environment.from_string(source.read_text(encoding='utf-8')).render(
+    page
+  )
+  path = folder / 'report.html'
+  path.write_text(html)
+  logging.info('Report: %s', path)
+  return {
+    'path': str(path),
+    'bytes': len(html.encode()),
+    'pictures': sorted(pictures.found),
+  }
+
+
+# --- Head -------------------------------------------------------------------
+
+
+def _subtitle(
+  experiment: config.Experiment, prepared: Mapping[str, Any] | None
+) -> str:
+  if not prepared:
+    return f'OneRec on {experiment.data.source}'
+  return (
+    f'OneRec on {prepared.get("source", experiment.data.source)}:'
+    f' {words.count(prepared.get("users"))} users,'
+    f' {words.count(prepared.get("items"))} items,'
+    f' {words.count(prepared.get("events"))} interactions'
+  )
+
+
+def _meta(
+  experiment: config.Experiment, results: Mapping[str, Any]
+) -> list[tuple[str, str]]:
+  seconds = sum((r or {}).get('seconds', 0.0) for r in results.values())
+  finished = [r['finished'] for r in results.values() if r and 'finished' in r]
+  when = max(finished, default='')
+  if not when:
+    when = datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
+  return [
+    ('finished', when[:16].replace('T', ' ') + ' UTC'),
+    ('total', log.duration(float(seconds))),
+    ('settings', config.digest(experiment)),
+    ('commit', _commit()),
+    ('seed', str(experiment.seed)),
+  ]
+
+
+def _commit() -> str:
+  """Returns the commit of this source tree, '+' if it was changed since."""
+
+  def git(*arguments: str) -> str:
+    return subprocess.run(
+      ['git', '-C', str(pathlib.Path(__file__).parent), *arguments],
+      capture_output=True,
+      text=True,
+      check=True,
+      timeout=10,
+    ).stdout.strip()
+
+  try:
+    changed = '+' if git('status', '--porcelain') else ''
+    return git('rev-parse', '--short=10', 'HEAD') + changed
+  except (OSError, subprocess.SubprocessError):
+    return 'unknown (not a git checkout)'
+
+
+def _cards(
+  evaluated: Mapping[str, Any] | None, trained: Mapping[str, Any] | None
+) -> list[dict[str, str]]:
+  cards = []
+  if evaluated:
+    k = evaluated['headline_k']
+    ours = evaluated['metrics'][evaluate.OURS]
+    recall, ndcg = f'recall@{k}', f'ndcg@{k}'
+    best = evaluated['best_floor']
+    floor = evaluated['metrics'][best][recall]['mean']
+    difference = evaluated['difference_to_best_floor'][recall]
+    cards += [
+      _card(
+        f'Recall@{k}',
+        words.four(ours[recall]['mean']),
+        words.bounds(ours[recall]),
+      ),
+      _card(
+        f'NDCG@{k}', words.four(ours[ndcg]['mean']), words.bounds(ours[ndcg])
+      ),
+      _card(
+        'Best floor',
+        words.four(floor),
+        f'{evaluated["methods"][best]["title"]}, Recall@{k}',
+      ),
+      _card(
+        'Ours minus floor',
+        words.signed(difference['mean']),
+        words.signed_bounds(difference),
+      ),
+    ]
+  if trained:
+    active = words.compact(trained.get('num_active_parameters'))
+    steps = words.count(trained.get('steps'))
+    cards += [
+      _card(
+        'Parameters',
+        words.compact(trained.get('num_parameters')),
+        f'{active} active per token',
+      ),
+      _card(
+        'Training',
+        log.duration(float(trained.get('training_seconds') or 0)),
+        f'{steps} steps on {trained.get("device", "?")}',
+      ),
+    ]
+  return cards
+
+
+def _card(label: str, value: str, note: str) -> dict[str, str]:
+  return {'label': label, 'value': value, 'note': note}
+
+
+def _stages(results: Mapping[str, Any]) -> dict[str, Any]:
+  rows = []
+  for stage, result in results.items():
+    if stage == 'report':
+      continue
+    if result is None:
+      rows.append({'cells': [stage, 'not run', '', '']})
+      continue
+    rows.append(
+      {
+        'cells': [
+          stage,
+          words.seconds(result.get('seconds')),
+          f'{words.count(result.get("peak_memory_mb"))} MB',
+          str(result.get('digest', words.UNKNOWN)),
+        ]
+      }
+    )
+  return {
+    'columns': ['stage', 'time', 'peak memory', 'settings'],
+    'rows': rows,
+  }

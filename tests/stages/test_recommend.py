@@ -1,0 +1,137 @@
+"""Command recommend: known users, new histories, files, unknown ids."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from onerec_jax.data import catalog
+from onerec_jax.stages import recommend
+
+
+def _run(tiny_run, **changes):
+  experiment, workdir = tiny_run
+  arguments = {'users': None, 'history': None, 'top_k': 4, 'output': None}
+  return recommend.run(experiment, workdir, **{**arguments, **changes})
+
+
+@pytest.fixture(scope='module')
+def names(tiny_run):
+  """(user ids, item ids, positives per dense user)."""
+  _, workdir = tiny_run
+  frame = catalog.read_interactions(workdir.data)
+  positives = {
+    user: frame.filter((frame['user'] == user) & frame['positive'])[
+      'item'
+    ].to_list()
+    for user in frame['user'].unique().to_list()
+  }
+  return (
+    catalog.read_users(workdir.data)['user_id'].to_list(),
+    catalog.item_ids(workdir.data).tolist(),
+    positives,
+  )
+
+
+@pytest.fixture(scope='module')
+def two_users(tiny_run, names):
+  """Rows for the last and the first user, in that order."""
+  users, _, _ = names
+  return _run(tiny_run, users=[users[-1], users[0]])
+
+
+def test_known_users_get_ranked_items_in_the_order_asked(two_users, names):
+  users, items, _ = names
+  assert [r['user_id'] for r in two_users] == [users[-1]] * 4 + [users[0]] * 4
+  assert [r['rank'] for r in two_users] == [1, 2, 3, 4] * 2
+  assert {r['item_id'] for r in two_users} <= set(items)
+  for start in (0, 4):
+    scores = [r['score'] for r in two_users[start : start + 4]]
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_nothing_a_user_has_met_is_recommended(two_users, names):
+  users, items, positives = names
+  for row in two_users:
+    met = positives[users.index(row['user_id'])]
+    assert items.index(row['item_id']) not in met
+
+
+def test_a_history_answers_and_prints_like_the_user_who_has_it(
+  tiny_run, two_users, names, capsys
+):
+  # The model has no user token, so that only the history counts.
+  _, items, positives = names
+  rows = _run(tiny_run, history=[items[i] for i in positives[0]])
+  of_user = [r for r in two_users if r['user_id'] != two_users[0]['user_id']]
+  assert {r['user_id'] for r in rows} == {recommend.NEW_USER}
+  assert [r['item_id'] for r in rows] == [r['item_id'] for r in of_user]
+  np.testing.assert_allclose(
+    [r['score'] for r in rows], [r['score'] for r in of_user], rtol=1e-5
+  )
+  shown = capsys.readouterr().out
+  for row in rows:
+    assert row['item_id'] in shown
+    assert f'{row["score"]:.3f}' in shown
+
+
+@pytest.mark.parametrize('suffix', ['.parquet', '.csv', '.jsonl'])
+def test_files_hold_the_returned_rows(tmp_path, suffix):
+  rows = [
+    {
+      'user_id': 'u1',
+      'rank': rank,
+      'item_id': f'i{rank}',
+      'title': 'A "quoted", title, é',
+      'score': -0.5 * rank,
+    }
+    for rank in (1, 2)
+  ]
+  path = tmp_path / 'new' / f'rows{suffix}'
+  recommend.write_rows(path, rows)
+  if suffix == '.parquet':
+    columns = catalog.read_predictions(path)
+    found = [
+      {name: type(rows[0][name])(values[i]) for name, values in columns.items()}
+      for i in range(2)
+    ]
+  elif suffix == '.csv':
+    with path.open() as file:
+      found = [
+        {**r, 'rank': int(r['rank']), 'score': float(r['score'])}
+        for r in csv.DictReader(file)
+      ]
+  else:
+    found = [json.loads(line) for line in path.read_text().splitlines()]
+  assert found == rows
+
+
+def test_an_unknown_user_is_named_with_the_nearest_known_ones(tiny_run, names):
+  users, _, _ = names
+  with pytest.raises(ValueError, match='Unknown user id') as error:
+    _run(tiny_run, users=[users[3] + 'x'])
+  assert f'near: {users[3]}' in str(error.value)
+
+
+def test_an_unknown_item_is_named_with_the_nearest_known_ones(tiny_run, names):
+  _, items, _ = names
+  with pytest.raises(ValueError, match='Unknown item id') as error:
+    _run(tiny_run, history=[items[0], items[7] + '_'])
+  assert repr(items[7] + '_') in str(error.value)
+  assert repr(items[0]) not in str(error.value)
+  assert items[7] in str(error.value).split('near: ')[1]
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'message'),
+  [
+    ({}, '--users'),
+    ({'users': ['a'], 'history': ['b']}, 'one of the two'),
+    ({'users': ['a'], 'top_k': 0}, 'top_k=0'),
+    ({'users': ['a'], 'output': 'rows.txt'}, r'\.parquet, \.csv, \.jsonl'),
+  ],
+)
+def test_bad_arguments_say_what_to_type(tiny_run, arguments, message):
+  with pytest.raises(ValueError, match=message):
+    _run(tiny_run, **arguments)

@@ -1,0 +1,115 @@
+"""Stage `tokenize`: files, report, and the quality gate."""
+
+import dataclasses
+import json
+
+import numpy as np
+import polars as pl
+import pytest
+
+from onerec_jax import config as config_lib
+from onerec_jax import workdir as workdir_lib
+from onerec_jax.data import catalog
+from onerec_jax.semantic_ids import residual_kmeans
+from onerec_jax.stages import tokenize
+
+_NUM_ITEMS = 60
+_EXPERIMENT = config_lib.Experiment(
+  tokenizer=config_lib.TokenizerConfig(
+    levels=2,
+    codes_per_level=8,
+    max_iterations=4,
+    limits=config_lib.TokenizerLimits(max_collision_share=1.0),
+  )
+)
+
+
+def _workdir(path) -> workdir_lib.Workdir:
+  workdir = workdir_lib.Workdir(path)
+  number = np.arange(_NUM_ITEMS)
+  items = pl.DataFrame(
+    {
+      'item': number.astype(np.int32),
+      'item_id': [f'id{i}' for i in number],
+      'title': [f'title {i}' for i in number],
+      'text': ['' for _ in number],
+      'categories': [['all', f'c{i % 4}'] for i in number],
+      'train_positives': number.astype(np.int32),
+    }
+  )
+  catalog.write_tables(workdir.data, items.head(0), items, items.head(0))
+  rng = np.random.default_rng(0)
+  centres = 4 * rng.normal(size=(4, 5))
+  workdir.stage('embed')
+  with workdir.embeddings.open('wb') as file:
+    np.savez(
+      file,
+      embeddings=(
+        centres[number % 4] + rng.normal(size=(_NUM_ITEMS, 5))
+      ).astype('f4'),
+    )
+  return workdir
+
+
+def _with(**changes) -> config_lib.Experiment:
+  return dataclasses.replace(
+    _EXPERIMENT,
+    tokenizer=dataclasses.replace(_EXPERIMENT.tokenizer, **changes),
+  )
+
+
+def test_files_and_result_agree(tmp_path):
+  workdir = _workdir(tmp_path)
+  result = tokenize.run(_EXPERIMENT, workdir)
+  ids = catalog.read_semantic_ids(workdir.tokenizer / 'semantic_ids.parquet')
+  assert ids.digest() == result['digest']
+  with np.load(workdir.embeddings) as arrays:
+    embeddings = arrays['embeddings']
+  codebooks = residual_kmeans.read_codebooks(
+    workdir.tokenizer / 'codebooks.npz'
+  )
+  np.testing.assert_array_equal(
+    ids.codes, residual_kmeans.encode(codebooks, embeddings)
+  )
+  # Both quantizers are reported; while fitting, balanced clusters are even.
+  balanced = result['quantizers']['balanced_kmeans']
+  for level in balanced['fit']:
+    assert level['labels']['largest'] - level['labels']['smallest'] == 1
+  plain = result['quantizers']['kmeans']
+  assert plain['reconstruction']['relative'] < 1
+  # The groups are the categories: the first code tells them apart.
+  agreement = result['quality']['levels'][0]['category_agreement']
+  assert agreement > 0.9 > result['quality']['category_agreement_of_all_pairs']
+  assert json.loads((workdir.tokenizer / 'quality.json').read_text()) == result
+  assert tokenize.run(_EXPERIMENT, workdir)['digest'] == result['digest']
+
+
+def test_append_makes_every_id_unique(tmp_path):
+  workdir = _workdir(tmp_path)
+  result = tokenize.run(_with(collision='append'), workdir)
+  assert result['quality']['ids']['distinct'] == _NUM_ITEMS
+  assert len(result['codes_per_level']) == 3
+
+
+def test_ids_beyond_the_limits_fail_after_the_report_is_written(tmp_path):
+  workdir = _workdir(tmp_path)
+  limits = config_lib.TokenizerLimits(max_bucket=1, max_collision_share=0.0)
+  experiment = _with(codes_per_level=2, limits=limits)
+  with pytest.raises(ValueError, match=r'max_bucket=1') as error:
+    tokenize.run(experiment, workdir)
+  assert 'max_collision_share=0.0' in str(error.value)
+  report = json.loads((workdir.tokenizer / 'quality.json').read_text())
+  assert report['quality']['ids']['largest_bucket'] > 1
+
+
+def test_embeddings_of_another_catalogue_are_refused(tmp_path):
+  workdir = _workdir(tmp_path)
+  with workdir.embeddings.open('wb') as file:
+    np.savez(file, embeddings=np.zeros((3, 5), 'f4'))
+  with pytest.raises(ValueError, match='3 rows, but the catalogue 60'):
+    tokenize.run(_EXPERIMENT, workdir)
+
+
+def test_more_codes_than_items_are_refused(tmp_path):
+  with pytest.raises(ValueError, match='60 points cannot fill 61'):
+    tokenize.run(_with(codes_per_level=61), _workdir(tmp_path))
