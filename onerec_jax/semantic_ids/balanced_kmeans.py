@@ -7,6 +7,7 @@ never hold an array of num_points x num_clusters.
 
 import functools
 from typing import Literal
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -145,38 +146,49 @@ def assign_in_rounds(
   costs, clusters = _candidates(points, centroids, width, rows)
   demand = jnp.zeros(num_clusters, jnp.int32).at[clusters[:, 0]].add(1)
   room = cluster_sizes(jnp.argsort(-demand), num_points=num_points)
-  labels = jnp.full(num_points, -1, jnp.int32)
+  state = _Proposals(jnp.full(num_points, -1, jnp.int32), room, costs, clusters)
+  split = num_points >= _SMALLEST_TO_SPLIT
+  late = int(num_points * _LATE_SHARE) if split else 0
   everyone = jnp.arange(num_points, dtype=jnp.int32)
-  state = (labels, room, costs, clusters)
+  state = _rounds(state, points, everyone, centroids, rows, until=late)
+  if not split:
+    return state.labels
+  (who,) = jnp.nonzero(state.labels < 0, size=late, fill_value=num_points)
+  inside = jnp.minimum(who, num_points - 1)
+  rest = _Proposals(
+    jnp.where(who < num_points, -1, 0),
+    state.room,
+    state.costs[inside],
+    state.clusters[inside],
+  )
+  rest = _rounds(rest, points, inside, centroids, rows, until=0)
+  return state.labels.at[who].set(rest.labels, mode='drop')
 
-  stages = [num_points]
-  if num_points >= _SMALLEST_TO_SPLIT:
-    stages.append(int(num_points * _LATE_SHARE))
-  for size, enough in zip(stages, [*stages[1:], 0], strict=True):
-    labels, room, costs, clusters = state
-    if size == num_points:
-      who = everyone
-    else:
-      (who,) = jnp.nonzero(labels < 0, size=size, fill_value=num_points)
-    inside = jnp.minimum(who, num_points - 1)
-    part = (
-      jnp.where(who < num_points, labels[inside], 0),
-      room,
-      costs[inside],
-      clusters[inside],
-    )
-    part = jax.lax.while_loop(
-      lambda s, enough=enough: jnp.sum(s[1]) > enough,
-      lambda s, inside=inside: _round(s, points, inside, centroids, rows),
-      part,
-    )
-    state = (
-      labels.at[who].set(part[0], mode='drop'),
-      part[1],
-      costs.at[who].set(part[2], mode='drop'),
-      clusters.at[who].set(part[3], mode='drop'),
-    )
-  return state[0]
+
+class _Proposals(NamedTuple):
+  """Where the rounds stand, for some points."""
+
+  labels: Int[Array, ' S']  # -1: free
+  room: Int[Array, ' C']  # free places of each cluster
+  costs: Float[Array, 'S m']  # of the candidates, rising; inf: none
+  clusters: Int[Array, 'S m']  # candidates
+
+
+def _rounds(
+  state: _Proposals,
+  points: Float[Array, 'I D'],
+  who: Int[Array, ' S'],
+  centroids: Float[Array, 'C D'],
+  rows: int,
+  *,
+  until: int,
+) -> _Proposals:
+  """Runs rounds for points[who] until at most `until` of them are free."""
+  return jax.lax.while_loop(
+    lambda s: jnp.sum(s.room) > until,
+    lambda s: _round(s, points, who, centroids, rows),
+    state,
+  )
 
 
 def _candidates(points, centroids, width, rows):
@@ -209,34 +221,31 @@ def _lowest(values, width):
 
 def _round(state, points, who, centroids, rows):
   """Returns the state after one round of proposals by the free points."""
-  labels, room, costs, clusters = state
-  costs, clusters = _refill(
-    labels, room, costs, clusters, points, who, centroids, rows
-  )
+  labels, room, _, _ = state
+  costs, clusters = _refill(state, points, who, centroids, rows)
   open_ = (room[clusters] > 0) & (costs < jnp.inf)
   first = jnp.argmax(open_, 1)[:, None]
-  proposes = labels < 0
   cluster = jnp.where(
-    proposes,
+    labels < 0,
     jnp.take_along_axis(clusters, first, 1)[:, 0],
     centroids.shape[0],
   )
   cost = jnp.take_along_axis(costs, first, 1)[:, 0]
   accepted, room = _accept(cluster, cost, room)
-  return jnp.where(accepted, cluster, labels), room, costs, clusters
+  return _Proposals(jnp.where(accepted, cluster, labels), room, costs, clusters)
 
 
-def _refill(labels, room, costs, clusters, points, who, centroids, rows):
-  """Gives free points without an open candidate new ones, all open."""
+def _refill(state, points, who, centroids, rows):
+  """Returns candidates; free points that had none open get open ones."""
+  labels, room, costs, clusters = state
   size, width = costs.shape
   block = min(rows, size)
 
-  def lacking(costs, clusters) -> Bool[Array, ' S']:
-    open_ = (room[clusters] > 0) & (costs < jnp.inf)
-    return (labels < 0) & ~jnp.any(open_, 1)
+  open_ = (room[clusters] > 0) & (costs < jnp.inf)
+  lacks = (labels < 0) & ~jnp.any(open_, 1)
 
-  def body(state):
-    lacks, costs, clusters = state
+  def fill(carry):
+    lacks, costs, clusters = carry
     (index,) = jnp.nonzero(lacks, size=block, fill_value=size)
     part = points[who[jnp.minimum(index, size - 1)]]
     distances = kmeans.relative_distances(part, centroids)
@@ -248,9 +257,7 @@ def _refill(labels, room, costs, clusters, points, who, centroids, rows):
     )
 
   _, costs, clusters = jax.lax.while_loop(
-    lambda s: jnp.any(s[0]),
-    body,
-    (lacking(costs, clusters), costs, clusters),
+    lambda carry: jnp.any(carry[0]), fill, (lacks, costs, clusters)
   )
   return costs, clusters
 
@@ -259,6 +266,9 @@ def _accept(
   cluster: Int[Array, ' S'], cost: Float[Array, ' S'], room: Int[Array, ' C']
 ) -> tuple[Bool[Array, ' S'], Int[Array, ' C']]:
   """Accepts the cheapest proposals of each cluster, up to its room.
+
+  The only step that compares points with each other.  For sharded points the
+  same choice is a cost threshold per cluster, found from counts alone.
 
   Args:
     cluster: proposed cluster; C means no proposal. [S]

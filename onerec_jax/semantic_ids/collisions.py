@@ -160,7 +160,10 @@ def _move(codes, moving, codebooks, embeddings) -> tuple[np.ndarray, int]:
   prefix = table.bucket_of(codes[:, :-1])
   used: dict[int, np.ndarray] = {}
   crowded = np.isin(prefix, prefix[moving])
-  for group, code in zip(prefix[crowded], codes[crowded, -1], strict=True):
+  pairs = zip(
+    prefix[crowded].tolist(), codes[crowded, -1].tolist(), strict=True
+  )
+  for group, code in pairs:
     used.setdefault(group, np.zeros(len(last), bool))[code] = True
   moved = 0
   rows = max(1, _TILE_ELEMENTS // len(last))
@@ -171,7 +174,7 @@ def _move(codes, moving, codebooks, embeddings) -> tuple[np.ndarray, int]:
     )
     distances = (last**2).sum(1)[None] - 2 * residual @ last.T
     for item, row in zip(items, distances, strict=True):
-      free = used[prefix[item]]
+      free = used[int(prefix[item])]
       if free.all():
         continue
       code = int(np.argmin(np.where(free, np.inf, row)))

@@ -225,13 +225,12 @@ def initial_centroids(
     pick = jax.random.categorical(
       jax.random.fold_in(plus_plus_key, i), jnp.log(weights)
     )
-    new = jnp.sum((sample - sample[pick]) ** 2, 1)
+    new = jnp.sum((sample - sample[pick][None]) ** 2, 1)
     return chosen.at[i].set(pick), jnp.minimum(distances, new)
 
-  # The first point is drawn uniformly (all distances infinite -> weights 1).
   first = jax.random.randint(plus_plus_key, (), 0, drawn)
   chosen = jnp.zeros(num_clusters, jnp.int32).at[0].set(first)
-  distances = jnp.sum((sample - sample[first]) ** 2, 1)
+  distances = jnp.sum((sample - sample[first][None]) ** 2, 1)
   chosen, _ = jax.lax.fori_loop(1, num_clusters, choose, (chosen, distances))
   return sample[chosen]
 
@@ -360,9 +359,12 @@ def check(points: Float[Array, 'I D'], *, num_clusters: int) -> None:
       f' tokenizer.codes_per_level to at most {points.shape[0]} (and at'
       ' least 1).'
     )
-  finite = np.asarray(jnp.all(jnp.isfinite(points), 1))
+  # 16: room for |x - c|^2 of two such points; the rounds of balanced k-means
+  # would never end on distances that are not finite.
+  finite = np.asarray(jnp.isfinite(16 * jnp.sum(points**2, 1)))
   if not finite.all():
     raise ValueError(
-      f'{int((~finite).sum())} of {len(finite)} points hold NaN or infinite'
-      f' values, first in row {int(np.argmin(finite))}: clean the embeddings.'
+      f'{int((~finite).sum())} of {len(finite)} points hold values that are'
+      f' NaN, infinite or beyond 1e18, first in row {int(np.argmin(finite))}:'
+      ' clean the embeddings.'
     )

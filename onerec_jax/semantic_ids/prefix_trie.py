@@ -18,24 +18,11 @@ from jaxtyping import Bool
 from jaxtyping import Int
 from jaxtyping import UInt
 
-_BLOCK = 8  # entries per coarse offset: 4/8 + 2 bytes each instead of 4
+from onerec_jax.semantic_ids import offsets
+
 # A level of at most this many bytes of bitmap is stored as one; 3 x 8192 codes
 # need 8 MiB for the second level and 1 KiB per *item* for the third.
 _MAX_BITMAP_BYTES = 16 * 2**20
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Offsets:
-  """Rising integers, 2.5 bytes each: value[i] = coarse[i // 8] + fine[i]."""
-
-  coarse: Int[Array, ' blocks']
-  fine: UInt[Array, ' entries']  # uint16, or uint32 where a block is larger
-
-  def at(self, index: Int[Array, '*n']) -> Int[Array, '*n']:
-    """Returns value[index]; indices must be in range."""
-    coarse = _take(self.coarse, index // _BLOCK)
-    return coarse + _take(self.fine, index).astype(coarse.dtype)
 
 
 @jax.tree_util.register_dataclass
@@ -48,13 +35,13 @@ class BitmapLevel:
   """
 
   words: UInt[Array, 'nodes words']  # bit c % 32 of word c // 32 = code c
-  first_child: Offsets
+  first_child: offsets.Offsets
 
   def child(
     self, node: Int[Array, '*n'], code: Int[Array, '*n']
   ) -> tuple[Int[Array, '*n'], Bool[Array, '*n']]:
     """Returns the child of `node` under `code`, and whether it exists."""
-    words = _take(self.words, node)
+    words = offsets.take(self.words, node)
     column = jnp.arange(words.shape[-1]).reshape(
       (1,) * node.ndim + (words.shape[-1],)
     )
@@ -76,7 +63,7 @@ class ListLevel:
   """Children of every node of one depth, as a list of codes (CSR)."""
 
   codes: UInt[Array, ' children']  # rising inside a node
-  first_child: Offsets
+  first_child: offsets.Offsets
   # Room for the children of one node; a power of two unless it is all codes.
   branching: int = dataclasses.field(metadata={'static': True})
 
@@ -94,7 +81,7 @@ class ListLevel:
       (1,) * node.ndim + (self.branching,)
     )
     real = slot < end
-    codes = _take(self.codes, jnp.where(real, slot, 0)).astype(jnp.int32)
+    codes = offsets.take(self.codes, jnp.where(real, slot, 0)).astype(jnp.int32)
     return codes, slot, real
 
   def child(
@@ -106,11 +93,11 @@ class ListLevel:
     high = end
     for _ in range(self.branching.bit_length()):  # binary search
       middle = (low + high) // 2
-      below = _take(self.codes, middle).astype(jnp.int32) < code
+      below = offsets.take(self.codes, middle).astype(jnp.int32) < code
       searching = low < high
       low = jnp.where(searching & below, middle + 1, low)
       high = jnp.where(searching & ~below, middle, high)
-    found = _take(self.codes, low).astype(jnp.int32) == code
+    found = offsets.take(self.codes, low).astype(jnp.int32) == code
     return low, (low < end) & found
 
 
@@ -125,7 +112,9 @@ class PrefixTrie:
   """
 
   levels: tuple[BitmapLevel | ListLevel, ...]
-  first_item: Offsets  # leaf -> slot in items; one entry more than leaves
+  first_item: (
+    offsets.Offsets
+  )  # leaf -> slot in items; one entry more than leaves
   items: Int[Array, ' capacity']  # dense items by leaf, then rank in bucket
   num_leaves: Int[Array, '']
   num_items: Int[Array, '']
@@ -255,12 +244,9 @@ class PrefixTrie:
     end = self.first_item.at(known + 1)[..., None]
     slot = first + jnp.arange(size).reshape((1,) * leaf.ndim + (size,))
     real = (slot < end) & (leaf >= 0)[..., None]
-    return jnp.where(real, _take(self.items, jnp.where(real, slot, 0)), -1)
-
-
-def _take(table: Array, index: Int[Array, '*n']) -> Array:
-  """Rows of `table`; clipping, because padded slots may point past the end."""
-  return jnp.take(table, index, axis=0, mode='clip')
+    return jnp.where(
+      real, offsets.take(self.items, jnp.where(real, slot, 0)), -1
+    )
 
 
 # --- Construction (NumPy) ---------------------------------------------------
@@ -269,18 +255,6 @@ def _take(table: Array, index: Int[Array, '*n']) -> Array:
 def _room(count: int, limit: int) -> int:
   """Power of two that leaves room to double, at most `limit`."""
   return min(limit, 2 ** math.ceil(math.log2(2 * max(count, 1))))
-
-
-def _offsets(counts: np.ndarray, *, wide: bool) -> Offsets:
-  """Returns the exclusive running sum of counts, with the total at the end."""
-  values = np.concatenate([[0], np.cumsum(counts)])
-  coarse = values[::_BLOCK]
-  fine = values - np.repeat(coarse, _BLOCK)[: len(values)]
-  wide = wide or bool(fine.max() > np.iinfo(np.uint16).max)
-  return Offsets(
-    coarse=jnp.asarray(coarse.astype(np.int32)),
-    fine=jnp.asarray(fine.astype(np.uint32 if wide else np.uint16)),
-  )
 
 
 def _check(
@@ -326,7 +300,6 @@ def _build(
   codes = np.asarray(codes)
   codes_per_level = tuple(int(k) for k in codes_per_level)
   _check(codes, codes_per_level, capacity)
-  num_levels = len(codes_per_level)
   if rank_in_bucket is None:
     rank_in_bucket = np.zeros(len(codes), np.int32)
   # Last key first; lexsort is stable, so equal ranks keep the item order.
@@ -346,7 +319,7 @@ def _build(
     code = codes[child_starts, l]
     counts = np.bincount(parent, minlength=room)
     old = None if template is None else template.levels[l]
-    first_child = _offsets(
+    first_child = offsets.from_counts(
       counts,
       wide=old is not None and old.first_child.fine.dtype == jnp.uint32,
     )
@@ -413,10 +386,9 @@ def _build(
     max_bucket = template.max_bucket
   items = np.full(capacity, -1, np.int32)
   items[: len(order)] = order
-  assert len(levels) == num_levels
   trie = PrefixTrie(
     levels=tuple(levels),
-    first_item=_offsets(
+    first_item=offsets.from_counts(
       sizes,
       wide=template is not None
       and template.first_item.fine.dtype == jnp.uint32,

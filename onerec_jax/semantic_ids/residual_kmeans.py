@@ -5,7 +5,6 @@ Items of the corpus and new items are encoded by the same compiled function.
 Knows nothing of files' places, catalogues or collisions.
 """
 
-import functools
 import os
 from typing import Any
 from typing import Literal
@@ -140,7 +139,7 @@ def corpus_codes(
   Returns:
     codes. int32 [I, L]
 
-  Reference: spec of the two rules: arXiv:2502.18965, eq. 2 and Algorithm 1.
+  Reference: arXiv:2502.18965, eq. 2 (nearest) and Algorithm 1 (balanced).
   """
   codes = encode(fit.codebooks, embeddings)
   if assignment == 'balanced':
@@ -188,19 +187,21 @@ def encode(
     # The last chunk starts early enough to be whole: one compiled shape.
     start = min(start, num_items - rows)
     part = jnp.asarray(embeddings[start : start + rows], jnp.float32)
-    codes[start : start + rows] = _encode_rows(part - mean, centroids)
+    codes[start : start + rows] = _encode_rows(part, mean, centroids)
   return codes
 
 
-@functools.partial(jax.jit)
+@jax.jit
 def _encode_rows(
-  residual: Float[Array, 'I D'], codebooks: Float[Array, 'L C D']
+  rows: Float[Array, 'I D'],
+  mean: Float[Array, ' D'],
+  codebooks: Float[Array, 'L C D'],
 ) -> Int[Array, 'I L']:
   def quantize(residual, centroids):
     code, _ = kmeans.argmin_rows(kmeans.relative_distances(residual, centroids))
     return residual - centroids[code], code
 
-  _, codes = jax.lax.scan(quantize, residual, codebooks)
+  _, codes = jax.lax.scan(quantize, rows - mean[None], codebooks)
   return codes.T
 
 

@@ -9,9 +9,7 @@ from onerec_jax.semantic_ids import kmeans
 
 
 def _points(num_points=300, dim=5, seed=0):
-  return (
-    np.random.default_rng(seed).normal(size=(num_points, dim)).astype('f4')
-  )
+  return np.random.default_rng(seed).normal(size=(num_points, dim)).astype('f4')
 
 
 def _squared(points, centroids):
@@ -152,9 +150,13 @@ def test_constant_points_and_nan_and_too_many_codes_are_handled():
   assert fitted.inertia == 0 and np.isfinite(fitted.centroids).all()
   with pytest.raises(ValueError, match='at most 6'):
     kmeans.fit_kmeans(same, num_clusters=7, key=jax.random.key(0))
-  with pytest.raises(ValueError, match='1 of 6 points.*row 4'):
+  with pytest.raises(ValueError, match=r'1 of 6 points.*row 4'):
     kmeans.fit_kmeans(
       same.at[4, 1].set(jnp.nan), num_clusters=2, key=jax.random.key(0)
+    )
+  with pytest.raises(ValueError, match='beyond 1e18, first in row 5'):
+    kmeans.fit_kmeans(  # finite, but its squared length is not
+      same.at[5, 0].set(1e19), num_clusters=2, key=jax.random.key(0)
     )
   with pytest.raises(ValueError, match='max_iterations=0'):
     kmeans.fit_kmeans(
