@@ -36,6 +36,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.model.decoder_layers = 3
   config.model.mlp_dim = 512
   config.model.dropout_rate = 0.2
+  config.model.attention_dropout_rate = 0.0
   config.model.moe.num_experts = 8
   config.model.moe.expert_dim = 256
   config.model.history_separator = False

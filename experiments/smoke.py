@@ -28,6 +28,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.model.decoder_layers = 1
   config.model.mlp_dim = 64
   config.model.dropout_rate = 0.0
+  config.model.attention_dropout_rate = 0.0
   config.model.moe.num_experts = 4
   config.model.moe.expert_dim = 64
 

@@ -5,6 +5,7 @@ COMMAND is a stage (prepare, embed, tokenize, pretrain, evaluate, report),
 Dispatch, stage book-keeping and error messages; no recommender logic.
 """
 
+import logging as python_logging
 import pathlib
 import sys
 import time
@@ -123,6 +124,8 @@ def main(argv: list[str]) -> None:
   """Runs the command; an input error prints its message and exits with 2."""
   logging.set_verbosity(logging.INFO)
   logging.get_absl_handler().setFormatter(None)
+  # JAX reports every backend that is not there.
+  python_logging.getLogger('jax._src.xla_bridge').setLevel('WARNING')
   try:
     _main(argv)
   except (ValueError, FileNotFoundError) as error:

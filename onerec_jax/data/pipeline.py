@@ -230,3 +230,22 @@ def eval_batches(
       history_length=history_length,
       items_per_session=items_per_session,
     )
+
+
+def seen_items(
+  store: examples.ExampleStore, rows: batch.SessionBatch
+) -> list[Int[np.ndarray, ' n']]:
+  """Returns all positives before each target, not only the batch's history.
+
+  Args:
+    store: that the batch was made from.
+    rows: NumPy batch; filler rows have seen nothing.
+  """
+  example = np.where(rows.example_mask, rows.example_id, 0)
+  events, places = store.events(store.example_rows[example])
+  starts = events.positive_offsets[places]
+  counts = store.index.history_counts[example] * np.asarray(rows.example_mask)
+  return [
+    events.positive_items[start : start + count]
+    for start, count in zip(starts, counts, strict=True)
+  ]

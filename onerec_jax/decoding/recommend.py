@@ -6,11 +6,13 @@ no I/O and holds no parameters.
 
 import functools
 from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array
 from jaxtyping import Bool
@@ -23,6 +25,10 @@ from onerec_jax.decoding import beam_search
 from onerec_jax.decoding import constraints
 from onerec_jax.decoding import generation
 from onerec_jax.semantic_ids import prefix_trie
+
+# Items per user that can be excluded; the most recent ones are kept.  Bounds
+# the compare of every exclusion with every other one inside the search.
+MAX_EXCLUDED = 1024
 
 
 class Recommendations(NamedTuple):
@@ -197,6 +203,33 @@ def split_history(
   last = jnp.take_along_axis(items, jnp.maximum(place, 0), axis=1)
   before = mask[:, :width] & (jnp.arange(width)[None] < kept)
   return MaskedItems(items[:, :width], before), MaskedItems(last, place >= kept)
+
+
+def exclusion_width(longest: int) -> int:
+  """Returns the padded number of excluded items per user.
+
+  Multiples of 32, so that runs share compiled programs, up to MAX_EXCLUDED.
+
+  Args:
+    longest: most items that any user will exclude.
+  """
+  return min(max(-(-longest // 32) * 32, 1), MAX_EXCLUDED)
+
+
+def exclusion_array(
+  seen: Sequence[np.ndarray], *, width: int
+) -> Int[np.ndarray, 'B X']:
+  """Returns the last `width` items of each user; -1 fills.
+
+  Args:
+    seen: dense items, oldest first.
+    width: from `exclusion_width`.
+  """
+  excluded = np.full((len(seen), width), -1, np.int32)
+  for row, items in enumerate(seen):
+    recent = items[-width:]
+    excluded[row, : len(recent)] = recent
+  return excluded
 
 
 def used_up_ids(

@@ -91,7 +91,7 @@ class SelfAttention(nn.Module):
       keys,
       values,
       bias,
-      weight_dropout=_weight_dropout(seed, self.config.dropout_rate),
+      weight_dropout=_weight_dropout(seed, self.config.attention_dropout_rate),
     )
     y = jnp.einsum('bthk,hkd->btd', y, self.out.astype(x.dtype))
     return y, KeyValues(keys, values)
@@ -198,7 +198,7 @@ class CrossAttention(nn.Module):
     seed: jax.Array | None,
   ) -> Float[Array, 'B T D']:
     """Attends to `states`; `seed` drops attention weights."""
-    weight_dropout = _weight_dropout(seed, self.config.dropout_rate)
+    weight_dropout = _weight_dropout(seed, self.config.attention_dropout_rate)
     queries = self._queries(x)
     if self._absorbs(x.shape[1], states.shape[1]):
       y = attention.attend_absorbed(

@@ -79,7 +79,7 @@ class HistoryEncoder(nn.Module):
       layer,
       variable_axes={'params': 0},
       split_rngs={'params': True},
-      in_axes=(0, nn.broadcast),
+      in_axes=(0, nn.broadcast),  # type: ignore[arg-type] # a tree of axes
       length=c.encoder_layers,
       unroll=1 if c.scan_layers else c.encoder_layers,
       metadata_params={nn.PARTITION_NAME: 'layers'},

@@ -89,7 +89,7 @@ class OneRec(nn.Module):
   def _seeds(self, deterministic: bool) -> Any:
     """Returns dropout seeds (encoder's, decoder's); (None, None): none."""
     c = self.config
-    if deterministic or c.dropout_rate == 0:
+    if deterministic or c.dropout_rate == c.attention_dropout_rate == 0:
       return None, None
     inner = c.encoder_layers * history_encoder.SITES
     total = _ENDS + inner + c.decoder_layers * decoder_module.SITES

@@ -142,9 +142,10 @@ def _for_each_block(sizes, load, update, store, carry):
         row, local, carry = state
         return row + size, *update(size, row, ends[e], local, carry)
 
-      last = 0 if size == _SMALL_BLOCK else size - 1
+      # A large block even for a rest that fills it by half only.
+      least = 0 if size == _SMALL_BLOCK else size // 2
       return jax.lax.while_loop(
-        lambda state: state[0] + last < ends[e], body, state
+        lambda state: state[0] + least < ends[e], body, state
       )
 
     state = blocks(_LARGE_BLOCK, (ends[e] - sizes[e], load(e), carry))

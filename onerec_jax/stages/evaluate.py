@@ -24,6 +24,7 @@ from onerec_jax.data import baselines
 from onerec_jax.data import catalog
 from onerec_jax.data import examples
 from onerec_jax.data import pipeline
+from onerec_jax.decoding import recommend
 from onerec_jax.objectives import pretrain
 from onerec_jax.semantic_ids import table
 from onerec_jax.stages import comparison
@@ -157,7 +158,7 @@ def _decode(
   total = min(index.num_examples, settings.max_examples or index.num_examples)
   for batch in _batches(experiment, trained, store, recommender.batch_size):
     kept = np.asarray(batch.example_mask)
-    found = _seen(store, batch)
+    found = pipeline.seen_items(store, batch)
     answer = recommender(batch, found)
     answers.append(trained_lib.Answers(*(a[kept] for a in answer)))
     rows.append(jax.tree.map(lambda x, kept=kept: np.asarray(x)[kept], batch))
@@ -192,7 +193,7 @@ def _decode(
       'empty_results': int((listed == 0).sum()),
       'short_results': int((listed < max(settings.top_k)).sum()),
       'users_with_cut_exclusions': int(
-        (np.diff(cases.offsets) > trained_lib.MAX_EXCLUDED).sum()
+        (np.diff(cases.offsets) > recommend.MAX_EXCLUDED).sum()
       ),
       'entropy_per_level': ours.entropy.mean(axis=0).tolist(),
       'codes_per_level': list(trained.ids.codes_per_level),
@@ -216,20 +217,6 @@ def _batches(
     items_per_session=trained.experiment.data.sessions.items_per_session,
     max_examples=experiment.evaluate.max_examples,
   )
-
-
-def _seen(
-  store: examples.ExampleStore, batch: batch_lib.SessionBatch
-) -> list[np.ndarray]:
-  """Returns all positives before each target, not only the history's."""
-  example = np.where(batch.example_mask, batch.example_id, 0)
-  events, places = store.events(store.example_rows[example])
-  starts = events.positive_offsets[places]
-  counts = store.index.history_counts[example] * np.asarray(batch.example_mask)
-  return [
-    events.positive_items[start : start + count]
-    for start, count in zip(starts, counts, strict=True)
-  ]
 
 
 def _teacher_forced(

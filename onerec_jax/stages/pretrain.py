@@ -156,7 +156,7 @@ def run(
       store, data=data, train=train, seed=experiment.seed, **process
     ),
     frozen=frozen,
-    valid_batches=lambda: valid,
+    valid_batches=lambda: (batch for batch, _ in valid),
     evaluate=_recall(experiment, model, ids, valid, frozen, mesh),
     best_metric=BEST_METRIC,
     best_mode='max',
@@ -223,14 +223,26 @@ def _active_parameters(
 
 def _valid_batches(
   experiment: config_lib.Experiment, workdir: workdir_lib.Workdir
-) -> Sequence[batch_lib.SessionBatch]:
-  """Returns the validation batches, kept in memory; none if never used."""
+) -> Sequence[tuple[batch_lib.SessionBatch, np.ndarray]]:
+  """Returns the validation batches and what their users have seen.
+
+  Kept in memory; none if never used.  Like the final evaluation, recall
+  excludes all that was seen, not only the history that the encoder reads.
+  """
   train = experiment.pretrain
   if not train.evaluate_every_steps:
     return ()
+  store = _open(workdir, 'valid')
+  width = recommend.exclusion_width(
+    int(store.index.history_counts.max(initial=0))
+  )
   batches = tuple(
-    pipeline.eval_batches(
-      _open(workdir, 'valid'),
+    (
+      batch,
+      recommend.exclusion_array(pipeline.seen_items(store, batch), width=width),
+    )
+    for batch in pipeline.eval_batches(
+      store,
       batch_size=experiment.evaluate.batch_size,
       history_length=experiment.data.history_length
       + experiment.evaluate.decoding.continue_items,
@@ -253,7 +265,7 @@ def _recall(
   experiment: config_lib.Experiment,
   model: onerec.OneRec,
   ids: table.SemanticIds,
-  batches: Sequence[batch_lib.SessionBatch],
+  batches: Sequence[tuple[batch_lib.SessionBatch, np.ndarray]],
   frozen: objective_lib.Frozen,
   mesh: jax.sharding.Mesh,
 ) -> Callable[[Any, Any, Callable[[], None]], Mapping[str, float]]:
@@ -274,9 +286,9 @@ def _recall(
     recalls, gains = [], []
     for local in batches:
       poll()
-      batch = sharding.place_batch(local, mesh)
+      batch, seen = sharding.place_batch(local, mesh)
       found = recommender(
-        params, router_bias, frozen['item_codes'], trie, batch
+        params, router_bias, frozen['item_codes'], trie, batch, seen
       )
       items, targets, where, rows = jax.device_get(
         gather(

@@ -26,10 +26,6 @@ from onerec_jax.stages import pretrain
 from onerec_jax.train import checkpoints
 from onerec_jax.train import contract
 
-# Items per user that can be excluded; the most recent ones are kept.  Bounds
-# the compare of every exclusion with every other one inside the search.
-MAX_EXCLUDED = 1024
-
 
 class Trained(NamedTuple):
   """A model and the catalogue it speaks of, placed on `mesh`."""
@@ -154,9 +150,7 @@ class Recommender:
     shards = trained.mesh.size
     # Every device gets the same number of rows.
     self.batch_size = -(-batch_size // shards) * shards
-    # Few distinct widths, so that runs share compiled programs.
-    width = -(-max_excluded // 32) * 32
-    self._excluded = min(max(width, 1), MAX_EXCLUDED)
+    self._excluded = decoding.exclusion_width(max_excluded)
 
   def __call__(
     self, batch: batch_lib.SessionBatch, seen: Sequence[np.ndarray]
@@ -165,13 +159,10 @@ class Recommender:
 
     Args:
       batch: users, `batch_size` rows.
-      seen: items each row must not get again, oldest first; the last
-        MAX_EXCLUDED count, and only if decoding.exclude_history.
+      seen: items each row must not get again, oldest first; they count only
+        if decoding.exclude_history.
     """
-    excluded = np.full((len(seen), self._excluded), -1, np.int32)
-    for row, items in enumerate(seen):
-      recent = items[-self._excluded :]
-      excluded[row, : len(recent)] = recent
+    excluded = decoding.exclusion_array(seen, width=self._excluded)
     t = self._trained
     placed, excluded = sharding.place_batch((batch, excluded), t.mesh)
     result = jax.device_get(

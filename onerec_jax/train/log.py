@@ -179,7 +179,8 @@ class MetricsWriter:
     assert self._summary is not None
     for name, value in record.items():
       if name != 'step' and isinstance(value, int | float):
-        self._summary.add_scalar(name, value, step)
+        # TensorBoard allows no '@' in names.
+        self._summary.add_scalar(name.replace('@', '_at_'), value, step)
 
   def close(self) -> None:
     if self._summary is not None:

@@ -128,7 +128,7 @@ def test_beam_scores_are_the_teacher_forced_log_probabilities(
   # Cached and parallel attention re-associate sums.
   np.testing.assert_allclose(beams.log_probs, expected, rtol=1e-4, atol=1e-4)
   assert np.all(np.diff(np.asarray(beams.log_probs), axis=1) <= 0)
-  legal = np.asarray(trie.lookup(beams.codes) >= 0).all(-1)
+  legal = np.asarray(_LOOKUP(trie, beams.codes) >= 0).all(-1)
   np.testing.assert_array_equal(found.legal, legal.sum(-1))
   np.testing.assert_array_equal(found.generated, [9, 9])
   if constrain == 'trie':
@@ -241,6 +241,11 @@ def test_given_exclusions_replace_the_history_and_can_be_switched_off(
 # --- Lists by hand ----------------------------------------------------------
 
 
+_RANK = jax.jit(recommend.rank_items, static_argnames='top_k')
+_USED_UP = jax.jit(recommend.used_up_ids)
+_LOOKUP = jax.jit(lambda trie, codes: trie.lookup(codes))
+
+
 def _hand_made():
   """IDs: a = (0, 0): items 4, 1 · b = (0, 1): 0 · c = (1, 1): 2, 3, 5."""
   codes = np.array([[0, 1], [0, 0], [1, 1], [1, 1], [0, 0], [1, 1]])
@@ -255,7 +260,7 @@ def _beams(trie, codes, valid=None):
   return beam_search.BeamResult(
     codes=codes,
     log_probs=-jnp.arange(1.0, width + 1)[None],
-    leaves=trie.lookup(codes),
+    leaves=_LOOKUP(trie, codes),
     valid=valid,
     entropy=jnp.zeros((1, 2)),
   )
@@ -264,7 +269,7 @@ def _beams(trie, codes, valid=None):
 def test_a_list_follows_beams_then_buckets_and_drops_what_is_excluded():
   _, trie = _hand_made()
   beams = _beams(trie, [[[1, 1]], [[1, 0]], [[0, 0]], [[0, 1]]])
-  found = recommend.rank_items(trie, beams, jnp.array([[3, 4, -1]]), top_k=6)
+  found = _RANK(trie, beams, jnp.array([[3, 4, -1]]), top_k=6)
   # c without 3; (1, 0) is nobody; a without 4; b.
   np.testing.assert_array_equal(found.items, [[2, 5, 1, 0, -1, -1]])
   inf = np.inf
@@ -277,7 +282,7 @@ def test_a_list_follows_beams_then_buckets_and_drops_what_is_excluded():
 def test_a_list_of_sessions_names_no_item_twice():
   _, trie = _hand_made()
   beams = _beams(trie, [[[0, 1], [0, 0]], [[0, 0], [0, 1]], [[1, 1], [0, 1]]])
-  found = recommend.rank_items(trie, beams, jnp.zeros((1, 0), int), top_k=7)
+  found = _RANK(trie, beams, jnp.zeros((1, 0), int), top_k=7)
   np.testing.assert_array_equal(found.items, [[0, 4, 1, 2, 3, 5, -1]])
   np.testing.assert_array_equal(found.session_items, [[[0, 4], [4, 0], [2, 0]]])
 
@@ -285,7 +290,7 @@ def test_a_list_of_sessions_names_no_item_twice():
 def test_invalid_beams_give_nothing():
   _, trie = _hand_made()
   beams = _beams(trie, [[[0, 1]], [[-1, -1]]], valid=[True, False])
-  found = recommend.rank_items(trie, beams, jnp.zeros((1, 0), int), top_k=2)
+  found = _RANK(trie, beams, jnp.zeros((1, 0), int), top_k=2)
   np.testing.assert_array_equal(found.items, [[0, -1]])
   assert (int(found.generated[0]), int(found.legal[0])) == (1, 1)
 
@@ -293,7 +298,7 @@ def test_invalid_beams_give_nothing():
 def test_an_id_is_used_up_only_when_all_its_items_are_excluded():
   codes, trie = _hand_made()
   excluded = jnp.array([[4, 1, 4, 2, 3], [4, 4, 0, -1, -1]])
-  found = np.asarray(recommend.used_up_ids(trie, jnp.asarray(codes), excluded))
+  found = np.asarray(_USED_UP(trie, jnp.asarray(codes), excluded))
   # First user: a = {4, 1} is used up (4 given twice), c misses 5.  Second:
   # b, but not a, of which only 4 is given.
   rows = [sorted(map(tuple, user)) for user in found.tolist()]

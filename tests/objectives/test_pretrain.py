@@ -24,6 +24,7 @@ _MODEL = config.ModelConfig(
   decoder_layers=1,
   mlp_dim=8,
   dropout_rate=0.0,
+  attention_dropout_rate=0.0,
   scan_layers=False,
   moe=config.MoEConfig(
     num_experts=4, top_k=2, expert_dim=8, bias_update_rate=0.1

@@ -1,0 +1,179 @@
+"""Times dropless expert dispatch against its FLOP floor.
+
+  python -m experiments.benchmarks.moe_dispatch --threads=1
+
+The floor is the time that the experts' matrix products alone would take at the
+speed of one large matmul measured in the same rounds.  Every form computes the
+same result.  Writes results/moe_dispatch.json.
+"""
+
+import argparse
+import datetime
+import functools
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+_RESULT = pathlib.Path(__file__).parent / 'results' / 'moe_dispatch.json'
+_PEAK = 2048  # side of the square matmul that defines the peak
+_TOP_K = 2
+# (tokens, embed, hidden, experts); the second is spec §14.3's v1_small decoder
+# at batch 256 with m = 5, halved.
+_SHAPES = (
+  (4096, 128, 512, 24),
+  (2560, 512, 1024, 24),
+  (2048, 128, 256, 64),
+)
+
+
+def _timed(run: Callable[[], Any]) -> tuple[float, float]:
+  import jax
+
+  wall, cpu = time.perf_counter(), time.process_time()
+  jax.block_until_ready(run())
+  return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def measure(
+  shape: tuple[int, int, int, int], *, rounds: int, forms: list[str]
+) -> dict[str, Any]:
+  """Returns medians over rounds of every form, forward and with gradients."""
+  import jax
+  import jax.numpy as jnp
+  import numpy as np
+
+  from onerec_jax.ops import moe
+
+  tokens, embed, hidden, experts = shape
+  generator = np.random.default_rng(0)
+
+  def normal(*shape: int) -> jax.Array:
+    values = generator.standard_normal(shape) * shape[-2] ** -0.5
+    return jnp.asarray(values, jnp.float32)
+
+  weights = moe.ExpertWeights(
+    normal(experts, embed, hidden), None, normal(experts, hidden, embed)
+  )
+  x, router = normal(tokens, embed) * tokens**0.5, normal(embed, experts)
+  mask = jnp.ones((tokens,), bool)
+
+  def layer(run: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    def apply(x, router, weights):
+      routing = moe.route(
+        x @ router,
+        jnp.zeros(experts),
+        top_k=_TOP_K,
+        gate='softmax',
+        normalize=False,
+      )
+      return run(x, routing, weights, mask, activation=jax.nn.relu)
+
+    return apply
+
+  known = {
+    'dense': moe.dense_experts,
+    'blocks': functools.partial(moe.grouped_experts, matmul='blocks'),
+    'ragged': functools.partial(moe.grouped_experts, matmul='ragged'),
+  }
+  square = normal(_PEAK, _PEAK)
+  multiply = jax.jit(jnp.matmul).lower(square, square).compile()
+  runs: dict[str, Callable[[], Any]] = {
+    'peak': functools.partial(multiply, square, square)
+  }
+  args = (x, router, weights)
+  outputs = {}
+  for name in forms:
+    apply = layer(known[name])
+    forward = jax.jit(apply).lower(*args).compile()
+    both = (
+      jax.jit(
+        jax.grad(lambda *a, f=apply: jnp.sum(f(*a) ** 2), argnums=(0, 1, 2))
+      )
+      .lower(*args)
+      .compile()
+    )
+    runs[f'{name}_forward'] = functools.partial(forward, *args)
+    runs[f'{name}_gradient'] = functools.partial(both, *args)
+    outputs[name] = np.asarray(forward(*args))
+  for name, y in outputs.items():
+    np.testing.assert_allclose(
+      y, outputs[forms[0]], rtol=1e-3, atol=1e-4, err_msg=name
+    )
+  times: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
+  for number in range(rounds + 1):
+    for name, run in runs.items():
+      result = _timed(run)
+      if number:  # the first round warms up
+        times[name].append(result)
+  wall = {n: statistics.median(t[0] for t in v) for n, v in times.items()}
+  cpu = {n: statistics.median(t[1] for t in v) for n, v in times.items()}
+  flops = 2 * 2 * tokens * _TOP_K * embed * hidden
+  report: dict[str, Any] = {
+    'tokens, embed, hidden, experts': shape,
+    'forward_gflop': flops / 1e9,
+    'peak_gflops_cpu': 2 * _PEAK**3 / cpu['peak'] / 1e9,
+    'peak_gflops_wall': 2 * _PEAK**3 / wall['peak'] / 1e9,
+  }
+  for name in runs:
+    if name == 'peak':
+      continue
+    work = flops * (3 if name.endswith('gradient') else 1)
+    floor = work / (2 * _PEAK**3)  # in units of the peak matmul
+    # Each round against its own peak: a busy machine slows both.
+    ratio = [
+      t[1] / (floor * p[1])
+      for t, p in zip(times[name], times['peak'], strict=True)
+    ]
+    report[name] = {
+      'cpu_seconds_median': cpu[name],
+      'wall_seconds_median': wall[name],
+      'times_floor_cpu_median': statistics.median(ratio),
+      'times_floor_cpu_min': min(ratio),
+      'times_floor_cpu_max': max(ratio),
+      'times_floor_wall_median': wall[name] / (floor * wall['peak']),
+    }
+    print(
+      f'{shape} {name}: {1e3 * cpu[name]:.0f} ms cpu,'
+      f' {report[name]["times_floor_cpu_median"]:.2f} x floor',
+      flush=True,
+    )
+  return report
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser()
+  parser.add_argument('--rounds', type=int, default=9)
+  parser.add_argument('--threads', type=int, choices=(1,))
+  parser.add_argument('--forms', default='blocks,ragged,dense')
+  parser.add_argument('--output', default=str(_RESULT))
+  args = parser.parse_args()
+  if args.threads == 1:  # before JAX counts the cores
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+  forms = args.forms.split(',')
+  results = [
+    measure(shape, rounds=args.rounds, forms=forms) for shape in _SHAPES
+  ]
+  report = {
+    'command': 'python -m experiments.benchmarks.moe_dispatch '
+    + ' '.join(sys.argv[1:]),
+    'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+    'threads': args.threads or os.cpu_count(),
+    'load_average': os.getloadavg(),
+    'versions': {'python': platform.python_version()}
+    | {n: importlib.metadata.version(n) for n in ('jax', 'jaxlib')},
+    'results': results,
+  }
+  path = pathlib.Path(args.output)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(json.dumps(report, indent=1) + '\n')
+
+
+if __name__ == '__main__':
+  main()

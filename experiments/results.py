@@ -1,0 +1,242 @@
+"""The README's tables, re-derived from committed result files.
+
+  python -m experiments.results                 check that the pages are true
+  python -m experiments.results --write         rewrite their tables
+  python -m experiments.results --collect runs/quickstart   keep a run's figures
+
+Runs are kept in experiments/results/, benchmarks in experiments/benchmarks/
+results/.  A table stands between <!-- results:NAME --> and its closing twin.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from experiments.benchmarks import summary
+
+_ROOT = pathlib.Path(__file__).parent.parent
+_RUNS = _ROOT / 'experiments' / 'results'
+_PAGES = ('README.md', 'experiments/benchmarks/README.md')
+_SHOWN = ('recall@5', 'recall@10', 'ndcg@10', 'mrr@10')
+_LIBRARIES = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'polars')
+_NOT_MEASURED = 'not measured'
+
+# --- Keeping a run ----------------------------------------------------------
+
+
+def collect(workdir: pathlib.Path) -> pathlib.Path:
+  """Copies the figures of a finished run into experiments/results/."""
+  stages = {
+    path.parent.name: json.loads(path.read_text())
+    for path in sorted(workdir.glob('*/result.json'))
+  }
+  missing = {'data', 'embed', 'tokenizer', 'pretrain', 'evaluate'} - set(stages)
+  if missing:
+    raise SystemExit(f'{workdir} has no result.json of {sorted(missing)}.')
+  config = json.loads((workdir / 'config.json').read_text())
+  config['data']['path'] = None  # a folder of the machine that ran it
+  stages['evaluate'].pop('examples', None)  # titles belong to the data's owner
+  commit = subprocess.run(
+    ['git', 'rev-parse', '--short', 'HEAD'],
+    cwd=_ROOT,
+    capture_output=True,
+    text=True,
+    check=True,
+  ).stdout.strip()
+  result = {
+    'config': config,
+    'stages': stages,
+    'commit': commit,
+    'machine': f'{os.cpu_count()} CPU cores, {platform.machine()}',
+    'python': platform.python_version(),
+    'versions': {n: importlib.metadata.version(n) for n in _LIBRARIES},
+  }
+  path = _RUNS / f'{config["name"]}.json'
+  path.write_text(json.dumps(result, indent=1, sort_keys=True) + '\n')
+  return path
+
+
+def _run(name: str) -> dict[str, Any] | None:
+  path = _RUNS / f'{name}.json'
+  return json.loads(path.read_text()) if path.exists() else None
+
+
+# --- Tables -----------------------------------------------------------------
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+  """Returns a Markdown table; all but the first column right-aligned."""
+  rule = ['---', *['---:'] * (len(header) - 1)]
+  lines = [header, rule, *rows]
+  return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
+
+
+def ranking(name: str, title: str) -> str:
+  """Returns the comparison of a run with the counting floors."""
+  run = _run(name)
+  if run is None:
+    return f'**{title}**: {_NOT_MEASURED}.'
+  result, training = run['stages']['evaluate'], run['stages']['pretrain']
+  rows = []
+  for method, figures in result['metrics'].items():
+    cells = [result['methods'][method]['title']]
+    for metric in _SHOWN:
+      cell = f'{figures[metric]["mean"]:.4f}'
+      if metric == 'recall@10':
+        low, high = figures[metric]['low'], figures[metric]['high']
+        cell += f' ({low:.3f}–{high:.3f})'
+      cells.append(cell)
+    by_id = result['metrics_by_id'][method]['recall@10']['mean']
+    cells.append(f'{by_id:.4f}')
+    if method == 'onerec':
+      cells = [f'**{cell}**' for cell in cells]
+    rows.append(cells)
+  minutes = sum(s['seconds'] for s in run['stages'].values()) / 60
+  difference = result['difference_to_best_floor']['recall@10']
+  best = result['methods'][result['best_floor']]['title']
+  history = 'excluded' if result['history_excluded'] else 'not excluded'
+  names = ['recall@10 (95 %)' if m == 'recall@10' else m for m in _SHOWN]
+  return '\n'.join(
+    [
+      f'**{title}.** {result["users"]:,} users, all {result["candidates"]:,}'
+      f' items ranked, history {history}, hits counted by item.',
+      '',
+      _table(['method', *names, 'recall@10 by ID'], rows),
+      '',
+      f'Budget: {training["steps"]:,} steps, {training["examples_seen"]:,}'
+      f' examples, {training["training_seconds"] / 60:.1f} minutes of training'
+      f' ({minutes:.1f} for all stages) on {run["machine"]};'
+      f' {training["num_parameters"]:,} parameters. Against the best floor'
+      f' ({best}), recall@10 {difference["mean"]:+.4f}'
+      f' ({difference["low"]:+.4f} to {difference["high"]:+.4f}, paired'
+      f' bootstrap). Legal hypotheses {100 * result["legality"]:.1f} %.'
+      f' `experiments/{name}.py`, commit {run["commit"]}.',
+    ]
+  )
+
+
+def slices(name: str, title: str) -> str:
+  """Returns recall by slice, of ours and of the best floor."""
+  run = _run(name)
+  if run is None:
+    return f'**{title}**: {_NOT_MEASURED}.'
+  result = run['stages']['evaluate']
+  best = result['best_floor']
+  rows = []
+  for kind, entries in result['slices'].items():
+    for entry in entries:
+      cells = [f'{kind}: {entry["slice"]}', f'{entry["users"]:,}']
+      for method in ('onerec', best):
+        figures = entry['methods'].get(method)
+        cells.append(
+          f'{figures["recall@10"]["mean"]:.4f}' if figures else 'no users'
+        )
+      rows.append(cells)
+  header = ['slice', 'users', 'OneRec', result['methods'][best]['title']]
+  return f'**{title}, recall@10 by slice.**\n\n' + _table(header, rows)
+
+
+def tokenizer() -> str:
+  """Returns the quality of the semantic IDs of the kept runs."""
+  rows = []
+  for name in ('quickstart', 'onerec_v1_beauty', 'onerec_v1_kuairand'):
+    run = _run(name)
+    if run is None:
+      continue
+    result = run['stages']['tokenizer']
+    entries = {f'{k}, as encoded': v for k, v in result['quantizers'].items()}
+    collision = f'{result["quantizer"]}, final ({result["collision"]})'
+    entries[collision] = result['quality']
+    for label, entry in entries.items():
+      levels = entry['levels']
+      rows.append(
+        [
+          f'{name}: {label}',
+          ' / '.join(f'{level["utilisation"]:.3f}' for level in levels),
+          ' / '.join(f'{level["entropy_nats"]:.3f}' for level in levels),
+          f'{entry["reconstruction"]["relative"]:.3f}',
+          f'{100 * entry["ids"]["collision_share"]:.1f} %',
+          str(entry['ids']['largest_bucket']),
+        ]
+      )
+  if not rows:
+    return f'**Semantic IDs**: {_NOT_MEASURED}.'
+  header = [
+    'semantic IDs', 'utilisation per level', 'entropy per level (nats)',
+    'relative error', 'items sharing an ID', 'largest bucket',
+  ]  # fmt: skip
+  return _table(header, rows)
+
+
+_BLOCKS: dict[str, Callable[[], str]] = {
+  'quickstart': lambda: ranking(
+    'quickstart', 'MovieLens-100K, `make quickstart`'
+  ),
+  'beauty': lambda: ranking('onerec_v1_beauty', 'Amazon Beauty 2014'),
+  'beauty_slices': lambda: slices('onerec_v1_beauty', 'Amazon Beauty 2014'),
+  'kuairand': lambda: ranking('onerec_v1_kuairand', 'KuaiRand-Pure'),
+  'tokenizer': tokenizer,
+  'speed': summary.table,
+}
+
+# --- Pages ------------------------------------------------------------------
+
+
+def render(text: str) -> str:
+  """Returns the page with every results block written anew."""
+
+  def replace(match: re.Match[str]) -> str:
+    name = match.group(1)
+    if name not in _BLOCKS:
+      raise SystemExit(f'No table is named {name!r}: there are {[*_BLOCKS]}.')
+    return (
+      f'<!-- results:{name} -->\n{_BLOCKS[name]()}\n<!-- /results:{name} -->'
+    )
+
+  return re.sub(
+    r'<!-- results:(\w+) -->\n.*?<!-- /results:\1 -->',
+    replace,
+    text,
+    flags=re.DOTALL,
+  )
+
+
+def stale_pages(*, write: bool) -> list[str]:
+  """Returns the pages whose tables differ from the files; may rewrite them."""
+  stale = []
+  for name in _PAGES:
+    path = _ROOT / name
+    text = path.read_text()
+    fresh = render(text)
+    if fresh != text:
+      stale.append(name)
+      if write:
+        path.write_text(fresh)
+  return stale
+
+
+def main() -> None:
+  """Command line."""
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument('--write', action='store_true')
+  parser.add_argument('--collect', type=pathlib.Path, metavar='WORKDIR')
+  arguments = parser.parse_args()
+  if arguments.collect:
+    print(f'wrote {collect(arguments.collect)}')
+    return
+  stale = stale_pages(write=arguments.write)
+  verb = 'rewrote' if arguments.write else 'out of date'
+  print('\n'.join(f'{verb}: {name}' for name in stale) or 'all tables are true')
+  sys.exit(bool(stale) and not arguments.write)
+
+
+if __name__ == '__main__':
+  main()

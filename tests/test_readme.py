@@ -1,0 +1,63 @@
+"""README: what it names exists."""
+
+import ast
+import pathlib
+import re
+
+import pytest
+
+_ROOT = pathlib.Path(__file__).parent.parent
+_README = (_ROOT / 'README.md').read_text()
+_SECTION = _README.split('## From the papers to the code')[1].split('\n## ')[0]
+
+
+def _named_functions() -> list[tuple[str, str]]:
+  found = []
+  for line in _SECTION.splitlines():
+    match = re.search(r'`(\S+\.py): (\w+)`(.*)', line)
+    if match:
+      path, first, rest = match.groups()
+      found += [(path, name) for name in (first, *re.findall(r'`(\w+)`', rest))]
+  return found
+
+
+@pytest.mark.parametrize(('path', 'name'), _named_functions())
+def test_function_of_the_equation_table_exists(path, name):
+  tree = ast.parse((_ROOT / path).read_text())
+  defined = {
+    node.name
+    for node in ast.walk(tree)
+    if isinstance(node, ast.FunctionDef | ast.ClassDef)
+  }
+  assert name in defined
+
+
+def test_equation_table_was_found():
+  assert len(_named_functions()) > 15
+
+
+@pytest.mark.parametrize(
+  'link', sorted(set(re.findall(r'\]\(((?!http|#)[^)]+)\)', _README)))
+)
+def test_relative_link_leads_somewhere(link):
+  assert (_ROOT / link).exists()
+
+
+_TARGETS = set(re.findall(r'^make ([a-z]+)|`make ([a-z]+)`', _README, re.M))
+
+
+@pytest.mark.parametrize('target', sorted(a or b for a, b in _TARGETS))
+def test_make_target_exists(target):
+  assert re.search(
+    rf'^{target}:', (_ROOT / 'Makefile').read_text(), re.MULTILINE
+  )
+
+
+def test_every_module_of_the_package_is_on_the_map():
+  table = _README.split('## Map of the package')[1].split('\n## ')[0]
+  package = _ROOT / 'onerec_jax'
+  names = {p.stem for p in package.glob('*.py')} | {
+    p.name for p in package.iterdir() if (p / '__init__.py').exists()
+  }
+  missing = {n for n in names - {'__init__'} if f'`{n}' not in table}
+  assert not missing
