@@ -45,7 +45,7 @@ class Mean(NamedTuple):
   """A mean that is still a sum and a count, so that batches combine exactly."""
 
   total: Float[Array, '*shape']
-  count: Float[Array, '*shape']
+  count: Float[Array, '*shape']  # pyright: ignore[reportIncompatibleMethodOverride] # no one counts the entries of a mean
 
   def value(self) -> jax.Array:
     """Returns total / count; 0 where nothing was counted."""

@@ -507,7 +507,7 @@ def validate(experiment: Experiment) -> Experiment:
 # --- Conversion -------------------------------------------------------------
 
 
-def default_config() -> ml_collections.ConfigDict:
+def default_config() -> Any:  # a ConfigDict, whose attributes are dynamic
   """Returns every field at its default, ready to be changed by a recipe."""
   return _to_config_dict(Experiment())
 

@@ -102,7 +102,7 @@ def faiss_kmeans(
   points: np.ndarray, start: np.ndarray, iterations: int
 ) -> Callable[[], Outcome]:
   """Returns a run of faiss.Kmeans on all points (it subsamples by itself)."""
-  import faiss
+  import faiss  # pyright: ignore[reportMissingImports] # an optional peer
 
   def run() -> Outcome:
     model = faiss.Kmeans(
@@ -121,7 +121,7 @@ def constrained(
   points: np.ndarray, start: np.ndarray, iterations: int
 ) -> Callable[[], Outcome]:
   """Returns a run of k-means-constrained with the same cluster sizes."""
-  from k_means_constrained import KMeansConstrained
+  from k_means_constrained import KMeansConstrained  # pyright: ignore[reportMissingImports] # an optional peer
 
   def run() -> Outcome:
     # It assigns once more than max_iter, to match its last centroids.

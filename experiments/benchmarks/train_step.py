@@ -148,8 +148,8 @@ def prepare_torch(
   batch_size: int,
 ) -> tuple[Callable[[], float], dict[str, Any]]:
   """Returns a function that does one step of HuggingFace T5."""
-  import torch
-  import transformers
+  import torch  # pyright: ignore[reportMissingImports] # an optional peer
+  import transformers  # pyright: ignore[reportMissingImports] # an optional peer
 
   torch.manual_seed(0)
   config = transformers.T5Config(

@@ -242,10 +242,8 @@ def _blocks_backward(activation, residuals, dy):
     inner = jax.tree.map(lambda a: _take(a, row, size), pre)
     hidden, pull = jax.vjp(functools.partial(_middle, activation), inner)
     (dinner,) = pull(_contract(dout, weights.wo, (1, 1)))
-    here = ExpertWeights(
-      *jax.tree.map(lambda d: _contract(block, d, (0, 0)), dinner),
-      _contract(hidden, dout, (0, 0)),
-    )
+    dwi, dwg = jax.tree.map(lambda d: _contract(block, d, (0, 0)), dinner)
+    here = ExpertWeights(dwi, dwg, _contract(hidden, dout, (0, 0)))
     dblock = jax.tree.map(
       lambda d, w: _contract(d, w, (1, 1)), dinner, (weights.wi, weights.wg)
     )
