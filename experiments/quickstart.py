@@ -28,7 +28,7 @@ def get_config() -> ml_collections.ConfigDict:
     {'kind': 'categories', 'dim': 16, 'weight': 0.3},
     {'kind': 'text', 'dim': 16, 'weight': 0.15},
   )
-  config.tokenizer.codes_per_level = 16
+  config.tokenizer.codes_per_level = 32
   config.tokenizer.collision = 'reassign'
 
   config.model.embed_dim = 64

@@ -29,14 +29,14 @@ _ITEMS, _LEVELS, _CODES, _USERS = 20, 4, 256, 2000
 _RESULT = pathlib.Path(__file__).parent / 'results' / 'train_step.json'
 
 
-def make_batch(batch_size: int) -> dict[str, np.ndarray]:
-  """Returns random users with 5 to 20 history items, padded to 20."""
+def make_batch(batch_size: int, items: int = _ITEMS) -> dict[str, np.ndarray]:
+  """Returns random users with items/4 to `items` history items, padded."""
   generator = np.random.default_rng(0)
-  length = generator.integers(5, _ITEMS + 1, batch_size)
-  shape = (batch_size, _ITEMS, _LEVELS)
+  length = generator.integers(-(-items // 4), items + 1, batch_size)
+  shape = (batch_size, items, _LEVELS)
   return {
     'history_codes': generator.integers(0, _CODES, shape, np.int32),
-    'history_mask': np.arange(_ITEMS)[None] < length[:, None],
+    'history_mask': np.arange(items)[None] < length[:, None],
     'user': np.arange(batch_size, dtype=np.int32),
     'target_codes': generator.integers(
       0, _CODES, (batch_size, 1, _LEVELS), np.int32
@@ -52,7 +52,7 @@ def _timer(run: Callable[[], float]) -> tuple[float, float, float]:
 
 
 def prepare_ours(
-  batch_size: int, **changes: Any
+  batch_size: int, *, items: int = _ITEMS, **changes: Any
 ) -> tuple[Callable[[], float], dict[str, Any]]:
   """Returns a function that does one step of OneRec, and what it is."""
   import jax
@@ -86,7 +86,7 @@ def prepare_ours(
     jnp.asarray, parameters.materialize(onerec.abstract_params(model), seed=0)
   )
   optimizer = optax.adam(2e-4)
-  batch = {k: jnp.asarray(v) for k, v in make_batch(batch_size).items()}
+  batch = {k: jnp.asarray(v) for k, v in make_batch(batch_size, items).items()}
   bias = jnp.asarray(onerec.initial_router_bias(model_config))
 
   def step(params, opt_state, number):
@@ -125,7 +125,7 @@ def prepare_ours(
     'train_gflops': flops.train_flops(
       model_config,
       vocabulary,
-      history_items=_ITEMS,
+      history_items=items,
       items_per_session=1,
     )
     * batch_size
@@ -224,6 +224,10 @@ _VARIANTS: dict[str, dict[str, Any]] = {
   'ours': {},
   'ours_projected': {'cross_attention': 'projected'},
   'ours_scanned': {'scan_layers': True},
+  # Padded to fewer items, as the length buckets of train_epoch.py.
+  'ours_5': {'items': 5},
+  'ours_10': {'items': 10},
+  'ours_20': {},
   'ours_no_dropout': {'dropout_rate': 0.0, 'attention_dropout_rate': 0.0},
 }
 

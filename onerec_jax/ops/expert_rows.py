@@ -122,25 +122,26 @@ def _ragged(activation, x, weights, order):
 # --- CPU --------------------------------------------------------------------
 
 
-def _for_each_block(sizes, load, update, store, carry):
+def _for_each_block(sizes, load, update, carry):
   """Calls `update` for every block of rows of every expert.
 
   Args:
     sizes: rows per expert. [E]
-    load: expert -> what its blocks need and change.
-    update: (size, row, end, local, carry) -> (local, carry); rows from `end`
-      on belong to others: they may be written (their expert comes later) but
-      must not be read.
-    store: (expert, local, carry) -> carry.
+    load: expert -> what its blocks read.
+    update: (size, e, row, end, local, carry) -> carry; rows from `end` on
+      belong to others: they may be written (their expert comes later) but must
+      not be read.
     carry: arrays that all experts write to.
   """
   ends = jnp.cumsum(sizes)
 
   def expert(e, carry):
+    local = load(e)
+
     def blocks(size, state):
       def body(state):
-        row, local, carry = state
-        return row + size, *update(size, row, ends[e], local, carry)
+        row, carry = state
+        return row + size, update(size, e, row, ends[e], local, carry)
 
       # A large block even for a rest that fills it by half only.
       least = 0 if size == _SMALL_BLOCK else size // 2
@@ -148,9 +149,8 @@ def _for_each_block(sizes, load, update, store, carry):
         lambda state: state[0] + least < ends[e], body, state
       )
 
-    state = blocks(_LARGE_BLOCK, (ends[e] - sizes[e], load(e), carry))
-    _, local, carry = blocks(_SMALL_BLOCK, state)
-    return store(e, local, carry)
+    state = blocks(_LARGE_BLOCK, (ends[e] - sizes[e], carry))
+    return blocks(_SMALL_BLOCK, state)[1]
 
   return jax.lax.fori_loop(0, sizes.shape[0], expert, carry)
 
@@ -195,7 +195,8 @@ def _blocks_forward(activation, x, weights, order):
   def load(e):
     return jax.tree.map(lambda w: w[e], weights)
 
-  def update(size, row, end, local, carry):
+  def update(size, e, row, end, local, carry):
+    del e
     y, pre = carry
     block = _inside(size, row, end, x[_take(tokens, row, size)])
     inner = jax.tree.map(
@@ -203,15 +204,10 @@ def _blocks_forward(activation, x, weights, order):
     )
     out = _contract(_middle(activation, inner), local.wo, (1, 0))
     pre = jax.tree.map(lambda a, b: _put(a, b, row), pre, inner)
-    return local, (_put(y, out, row), pre)
+    return _put(y, out, row), pre
 
-  return _for_each_block(
-    order.sizes,
-    load,
-    update,
-    lambda e, local, carry: carry,
-    (empty(x.shape[1]), pre),
-  )
+  carry = (empty(x.shape[1]), pre)
+  return _for_each_block(order.sizes, load, update, carry)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -231,40 +227,27 @@ def _blocks_backward(activation, residuals, dy):
   dy = jnp.pad(dy, ((0, _LARGE_BLOCK), (0, 0)))
 
   def load(e):
-    local = jax.tree.map(lambda w: w[e], weights)
-    return local, jax.tree.map(jnp.zeros_like, local)
+    return jax.tree.map(lambda w: w[e], weights)
 
-  def update(size, row, end, local, carry):
-    weights, total = local
+  def update(size, e, row, end, local, carry):
     dx, dweights = carry
     block = _inside(size, row, end, x[_take(tokens, row, size)])
     dout = _inside(size, row, end, _take(dy, row, size))
     inner = jax.tree.map(lambda a: _take(a, row, size), pre)
     hidden, pull = jax.vjp(functools.partial(_middle, activation), inner)
-    (dinner,) = pull(_contract(dout, weights.wo, (1, 1)))
+    (dinner,) = pull(_contract(dout, local.wo, (1, 1)))
     dwi, dwg = jax.tree.map(lambda d: _contract(block, d, (0, 0)), dinner)
     here = ExpertWeights(dwi, dwg, _contract(hidden, dout, (0, 0)))
     dblock = jax.tree.map(
-      lambda d, w: _contract(d, w, (1, 1)), dinner, (weights.wi, weights.wg)
+      lambda d, w: _contract(d, w, (1, 1)), dinner, (local.wi, local.wg)
     )
     dblock = sum(jax.tree.leaves(dblock))
-    total = jax.tree.map(jnp.add, total, here)
-    return (weights, total), (_put(dx, dblock, row), dweights)
+    dweights = jax.tree.map(lambda a, b: a.at[e].add(b), dweights, here)
+    return _put(dx, dblock, row), dweights
 
-  def store(e, local, carry):
-    dx, dweights = carry
-    return dx, jax.tree.map(lambda a, b: a.at[e].set(b), dweights, local[1])
-
-  dx, dweights = _for_each_block(
-    order.sizes,
-    load,
-    update,
-    store,
-    (
-      jnp.zeros((tokens.shape[0], x.shape[1]), x.dtype),
-      jax.tree.map(jnp.zeros_like, weights),
-    ),
-  )
+  zeros = jnp.zeros((tokens.shape[0], x.shape[1]), x.dtype)
+  carry = (zeros, jax.tree.map(jnp.zeros_like, weights))
+  dx, dweights = _for_each_block(order.sizes, load, update, carry)
   return _sum_slots(dx, order, _top_k(x, order)), dweights, None
 
 
