@@ -49,7 +49,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.model.scan_layers = False
 
   config.pretrain.batch_size = 64
-  config.pretrain.num_steps = 2400
+  config.pretrain.num_steps = 3000
   config.pretrain.ntp_reduction = 'mean'
   config.pretrain.optimizer.name = 'adamw'
   config.pretrain.optimizer.peak_learning_rate = 4e-3
@@ -59,9 +59,9 @@ def get_config() -> ml_collections.ConfigDict:
   config.pretrain.optimizer.b2 = 0.98
   config.pretrain.optimizer.weight_decay = 0.01
   config.pretrain.log_every_steps = 100
-  config.pretrain.evaluate_every_steps = 400
+  config.pretrain.evaluate_every_steps = 500
   config.pretrain.evaluate_examples = 943
-  config.pretrain.checkpoint_every_steps = 400
+  config.pretrain.checkpoint_every_steps = 500
 
   # Five known items begin the session, the answer goes on from there.
   config.evaluate.decoding.continue_items = 5

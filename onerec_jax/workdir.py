@@ -35,7 +35,9 @@ class Workdir:
   """Paths of one run.  Creating the object touches nothing on disk."""
 
   def __init__(self, root: str | os.PathLike[str]):
-    self.root = epath.Path(root)
+    text = os.fspath(root)
+    # Checkpoints refuse relative paths; a bucket's path is absolute already.
+    self.root = epath.Path(text if '://' in text else os.path.abspath(text))
 
   # --- Paths ---
 

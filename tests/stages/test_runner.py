@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import pytest
+from etils import epath
 
 from onerec_jax import config
 from onerec_jax import workdir as workdir_lib
@@ -121,3 +122,11 @@ def test_result_is_written_atomically(tmp_path):
   workdir_lib.write_json(path, {'a': 2})
   assert json.loads(path.read_text()) == {'a': 2}
   assert [p.name for p in path.parent.iterdir()] == ['value.json']
+
+
+def test_relative_folder_becomes_absolute_and_a_bucket_stays(
+  monkeypatch, tmp_path
+):
+  monkeypatch.chdir(tmp_path)
+  assert workdir_lib.Workdir('runs/x').root == epath.Path(tmp_path / 'runs/x')
+  assert str(workdir_lib.Workdir('gs://bucket/run').root) == 'gs://bucket/run'
