@@ -45,20 +45,20 @@ def get_config() -> ml_collections.ConfigDict:
   config.model.scan_layers = False
 
   config.pretrain.batch_size = 256
-  config.pretrain.num_steps = 3000
+  config.pretrain.num_steps = 1800
   config.pretrain.ntp_reduction = 'mean'
   config.pretrain.optimizer.name = 'adamw'
   config.pretrain.optimizer.peak_learning_rate = 3e-3
   config.pretrain.optimizer.schedule = 'cosine'
-  config.pretrain.optimizer.warmup_steps = 200
+  config.pretrain.optimizer.warmup_steps = 150
   config.pretrain.optimizer.final_learning_rate_fraction = 0.02
   config.pretrain.optimizer.b2 = 0.98
   config.pretrain.optimizer.weight_decay = 0.05
   config.pretrain.pipeline.length_buckets = (5, 20)
   config.pretrain.log_every_steps = 100
-  config.pretrain.evaluate_every_steps = 500
+  config.pretrain.evaluate_every_steps = 600
   config.pretrain.evaluate_examples = 1024
-  config.pretrain.checkpoint_every_steps = 500
+  config.pretrain.checkpoint_every_steps = 300
 
   config.evaluate.batch_size = 128
   config.evaluate.decoding.continue_items = 3

@@ -4,7 +4,7 @@
   python -m experiments.results --write         rewrite their tables
   python -m experiments.results --collect runs/quickstart   keep a run's figures
 
-Runs are kept in experiments/results/, benchmarks in experiments/benchmarks/
+Runs are kept in experiments/measured/, benchmarks in experiments/benchmarks/
 results/.  A table stands between <!-- results:NAME --> and its closing twin.
 """
 
@@ -23,7 +23,7 @@ from typing import Any
 from experiments.benchmarks import summary
 
 _ROOT = pathlib.Path(__file__).parent.parent
-_RUNS = _ROOT / 'experiments' / 'results'
+_RUNS = _ROOT / 'experiments' / 'measured'
 _PAGES = ('README.md', 'experiments/benchmarks/README.md')
 _SHOWN = ('recall@5', 'recall@10', 'ndcg@10', 'mrr@10')
 _LIBRARIES = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'polars')
@@ -33,7 +33,7 @@ _NOT_MEASURED = 'not measured'
 
 
 def collect(workdir: pathlib.Path) -> pathlib.Path:
-  """Copies the figures of a finished run into experiments/results/."""
+  """Copies the figures of a finished run into experiments/measured/."""
   stages = {
     path.parent.name: json.loads(path.read_text())
     for path in sorted(workdir.glob('*/result.json'))
@@ -60,6 +60,7 @@ def collect(workdir: pathlib.Path) -> pathlib.Path:
     'versions': {n: importlib.metadata.version(n) for n in _LIBRARIES},
   }
   path = _RUNS / f'{config["name"]}.json'
+  path.parent.mkdir(exist_ok=True)
   path.write_text(json.dumps(result, indent=1, sort_keys=True) + '\n')
   return path
 

@@ -71,7 +71,7 @@ def run(
   path.write_text(html)
   logging.info('Report: %s', path)
   return {
-    'path': str(path),
+    'page': path.name,
     'bytes': len(html.encode()),
     'pictures': sorted(pictures.found),
   }
