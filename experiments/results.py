@@ -87,7 +87,14 @@ def ranking(name: str, title: str) -> str:
     return f'**{title}**: {_NOT_MEASURED}.'
   result, training = run['stages']['evaluate'], run['stages']['pretrain']
   rows = []
-  for method, figures in result['metrics'].items():
+  ordered = sorted(
+    result['metrics'].items(),
+    key=lambda entry: (
+      entry[0] != 'onerec',
+      -entry[1]['recall@10']['mean'],
+    ),
+  )
+  for method, figures in ordered:
     cells = [result['methods'][method]['title']]
     for metric in _SHOWN:
       cell = f'{figures[metric]["mean"]:.4f}'
