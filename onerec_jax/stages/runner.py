@@ -22,6 +22,7 @@ from onerec_jax.stages import prepare
 from onerec_jax.stages import pretrain
 from onerec_jax.stages import report
 from onerec_jax.stages import tokenize
+from onerec_jax.train import contract
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,18 +66,6 @@ def stage_digest(
   return config_lib.digest((*upstream, *map(str, parts)))
 
 
-def _differences(old: Any, new: Any, path: str = '') -> list[str]:
-  """Returns 'path: old -> new' for every leaf that differs."""
-  if isinstance(old, dict) and isinstance(new, dict):
-    lines = []
-    for key in sorted(set(old) | set(new)):
-      lines += _differences(
-        old.get(key), new.get(key), f'{path}.{key}' if path else key
-      )
-    return lines
-  return [] if old == new else [f'{path}: {old} -> {new}']
-
-
 def _check_protected(
   experiment: config_lib.Experiment, workdir: workdir_lib.Workdir
 ) -> None:
@@ -91,13 +80,11 @@ def _check_protected(
       continue
     if started['digest'] == stage_digest(experiment, stage):
       continue
-    changed = [
-      line
-      for line in _differences(
-        started['config'], config_lib.to_dict(experiment)
-      )
-      if not line.startswith(('mesh', 'evaluate', 'name', 'stages'))
-    ]
+    _, changed = contract.split_differences(
+      started['config'], config_lib.to_dict(experiment), stage=stage
+    )
+    if not changed:  # e.g. more steps: the run goes on
+      continue
     raise ValueError(
       f'{workdir.root / stage} was trained with other settings:\n  '
       + '\n  '.join(changed)

@@ -123,6 +123,24 @@ def differences(saved: Any, now: Any, path: str = '') -> list[str]:
   return [] if saved == now else [f'{path}: {saved!r} -> {now!r}']
 
 
+def split_differences(
+  saved: Mapping[str, Any], now: Mapping[str, Any], *, stage: str
+) -> tuple[list[str], list[str]]:
+  """Returns the differences a run may continue with, and all others.
+
+  Args:
+    saved: `config.to_dict` of the run so far.
+    now: of its continuation.
+    stage: the training stage.
+  """
+  free = tuple(path.format(stage=stage) for path in _FREE)
+  harmless, refused = [], []
+  for line in differences(saved, now):
+    allowed = any(line.startswith((f'{f}:', f'{f}.')) for f in free)
+    (harmless if allowed else refused).append(line)
+  return harmless, refused
+
+
 def check_semantic_ids(saved: str | None, now: str | None, where: str) -> None:
   """Raises Mismatch unless the parameters were trained with these IDs.
 
@@ -148,14 +166,9 @@ def check_contract(saved: Contract, now: Contract, where: str) -> list[str]:
       what a training step computes.
   """
   check_semantic_ids(saved.semantic_ids, now.semantic_ids, where)
-  changed = differences(saved.experiment, now.experiment)
-  free = tuple(path.format(stage=now.stage) for path in _FREE)
-  harmless = [
-    line
-    for line in changed
-    if any(line.startswith((f'{f}:', f'{f}.')) for f in free)
-  ]
-  refused = [line for line in changed if line not in harmless]
+  harmless, refused = split_differences(
+    saved.experiment, now.experiment, stage=now.stage
+  )
   old, new = (
     {p: (v['shape'], v['dtype']) for p, v in c.parameters.items()}
     for c in (saved, now)

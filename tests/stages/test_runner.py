@@ -91,6 +91,13 @@ def test_trained_stage_is_never_overwritten_by_other_settings(calls, workdir):
   assert not calls, 'the tokenizer must not have been overwritten either'
 
 
+def test_more_steps_continue_a_trained_stage(calls, workdir):
+  _run(config.Experiment(), workdir)
+  calls.clear()
+  _run(config.from_config_dict({'pretrain': {'num_steps': 2000}}), workdir)
+  assert calls == ['pretrain', 'evaluate', 'report']
+
+
 def test_half_trained_stage_is_protected_too(calls, workdir):
   _run(config.Experiment(), workdir)
   (workdir.stage('pretrain') / workdir_lib.RESULT).unlink()
