@@ -1,8 +1,8 @@
 """Every knob of an experiment, with its unit, default and reason.
 
-The dataclasses below are the only place where a default lives.  Experiment
-files (`experiments/*.py`) start from `default_config()` and change fields;
-`from_config_dict` turns the result into one validated, frozen `Experiment`.
+The dataclasses are the only place where a default lives (hence the length).
+Experiment files (`experiments/*.py`) start from `default_config()` and change
+fields; `from_config_dict` makes one validated, frozen `Experiment` of them.
 Imports no JAX, so that a recipe loads at once.
 """
 
