@@ -134,18 +134,7 @@ def _kmeans() -> list[str]:
   ]
 
 
-def _resume() -> list[str]:
-  return [
-    _row(
-      'killed with SIGKILL at three places and resumed'
-      ' (`tests/train/test_resume.py`)',
-      'bit-identical',
-      'bit-identical',
-    )
-  ]
-
-
 def table() -> str:
   """Returns the Markdown table of all benchmarks."""
-  rows = [*_train_step(), *_beam_search(), *_moe(), *_kmeans(), *_resume()]
+  rows = [*_train_step(), *_beam_search(), *_moe(), *_kmeans()]
   return '\n'.join(['| what | target | measured |', '|---|---|---|', *rows])

@@ -305,3 +305,36 @@ def test_an_id_is_used_up_only_when_all_its_items_are_excluded():
   none = (-1, -1)
   assert rows[0] == [none, none, (0, 0), (0, 0), (0, 0)]
   assert rows[1] == [none, none, none, none, (0, 1)]
+
+
+def test_the_last_items_are_split_off_but_never_the_only_one():
+  items = jnp.asarray([[1, 2, 3, 4, 5], [6, 7, 0, 0, 0], [8, 0, 0, 0, 0]])
+  mask = jnp.asarray(
+    [[True] * 5, [True] * 2 + [False] * 3, [True] + [False] * 4]
+  )
+  before, last = recommend.split_history(items, mask, num_last=2)
+  np.testing.assert_array_equal(
+    jnp.where(before.mask, before.items, -1),
+    [[1, 2, 3], [6, -1, -1], [8, -1, -1]],
+  )
+  # Padding first: the real items stand next to what is generated.
+  np.testing.assert_array_equal(
+    jnp.where(last.mask, last.items, -1), [[4, 5], [-1, 7], [-1, -1]]
+  )
+
+
+def test_no_room_for_history_beside_the_continued_items_is_an_error():
+  with pytest.raises(ValueError, match='continue_items=2 leaves no history'):
+    recommend.split_history(
+      jnp.zeros((1, 2), jnp.int32), jnp.ones((1, 2), bool), num_last=2
+    )
+
+
+def test_exclusions_keep_the_most_recent_items():
+  seen = [np.array([1, 2, 3]), np.array([], np.int32)]
+  np.testing.assert_array_equal(
+    recommend.exclusion_array(seen, width=2), [[2, 3], [-1, -1]]
+  )
+  assert [recommend.exclusion_width(n) for n in (0, 1, 33, 9999)] == [
+    1, 32, 64, recommend.MAX_EXCLUDED,
+  ]  # fmt: skip
