@@ -7,10 +7,6 @@ Imports no JAX, so that a recipe loads at once.
 """
 
 import dataclasses
-import difflib
-import hashlib
-import json
-import types
 import typing
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -18,12 +14,27 @@ from typing import Any
 from typing import Literal
 
 import ml_collections
-from ml_collections import config_dict
+
+from onerec_jax import config_tree
 
 Stage = Literal[
-  'prepare', 'embed', 'tokenize', 'pretrain', 'evaluate', 'report'
+  'prepare',
+  'embed',
+  'tokenize',
+  'pretrain',
+  'reward',
+  'align',
+  'evaluate',
+  'report',
 ]
 STAGES: tuple[Stage, ...] = typing.get_args(Stage)
+# Without preference alignment, which needs feedback columns.
+BASE_STAGES: tuple[Stage, ...] = tuple(
+  s for s in STAGES if s not in ('reward', 'align')
+)
+
+to_dict = config_tree.to_dict
+digest = config_tree.digest
 
 
 # --- Data -------------------------------------------------------------------
@@ -206,13 +217,34 @@ class TokenizerLimits:
 
 
 @dataclasses.dataclass(frozen=True)
+class RQVAEConfig:
+  """TIGER's residual-quantized autoencoder (spec §16.1)."""
+
+  hidden_dims: tuple[int, ...] = (512, 256, 128)  # encoder MLP; mirrored
+  latent_dim: int = 32  # of the codes
+  commitment: float = 0.25  # β
+  # The published recipe (Adagrad 0.4 on raw vectors) collapses; inputs are
+  # standardised, the optimizer is AdamW and dead codes are drawn anew.
+  standardize: bool = True
+  batch_size: int = 1024
+  num_steps: int = 4000
+  peak_learning_rate: float = 1e-3
+  weight_decay: float = 1e-4
+  usage_decay: float = 0.99  # of the average use of a code, per step
+  # A code used less than this share of the mean use is put on a random
+  # residual of the batch; 0: never.
+  dead_code_share: float = 0.03
+
+
+@dataclasses.dataclass(frozen=True)
 class TokenizerConfig:
   """Residual quantizer (spec §2)."""
 
   levels: int = 3  # L
   codes_per_level: int = 256  # K; the papers use 8192
-  # kmeans: plain Lloyd.  balanced_kmeans: exact cluster sizes.
-  quantizer: Literal['kmeans', 'balanced_kmeans'] = 'balanced_kmeans'
+  # kmeans: plain Lloyd.  balanced_kmeans: exact cluster sizes.  rqvae: TIGER's
+  # autoencoder, trained with the settings in `rqvae`.
+  quantizer: Literal['kmeans', 'balanced_kmeans', 'rqvae'] = 'balanced_kmeans'
   # rounds: parallel greedy rounds on the nearest candidates (default).
   # sequential: the literal Algorithm 1 of 2502.18965, ~9 % more inertia.
   balanced_assignment: Literal['rounds', 'sequential'] = 'rounds'
@@ -228,6 +260,7 @@ class TokenizerConfig:
   collision: Literal['bucket', 'append', 'reassign'] = 'bucket'
   # Most items used to fit the codebooks; the rest is only encoded.
   max_fit_items: int = 2_000_000
+  rqvae: RQVAEConfig = RQVAEConfig()
   limits: TokenizerLimits = TokenizerLimits()
 
 
@@ -287,6 +320,26 @@ class ModelConfig:
   compute_dtype: Literal['float32', 'bfloat16'] = 'float32'
 
 
+@dataclasses.dataclass(frozen=True)
+class SequentialConfig:
+  """Item-level baselines: SASRec, BERT4Rec, FDSA (`architecture`)."""
+
+  embed_dim: int = 64  # D
+  num_heads: int = 2
+  num_layers: int = 2
+  mlp_dim: int = 256
+  dropout_rate: float = 0.2
+  # softmax: cross-entropy over the whole catalogue.  bce: binary against
+  # `num_negatives` items drawn uniformly, as SASRec was published.
+  loss: Literal['softmax', 'bce'] = 'softmax'
+  num_negatives: int = 1  # 'bce' only
+  # True: every position of history and targets is predicted, as published;
+  # False: the target items only.
+  predict_history: bool = True
+  mask_share: float = 0.2  # BERT4Rec: positions hidden while training
+  max_attributes: int = 8  # FDSA: attributes of an item that are read
+
+
 # --- Training ---------------------------------------------------------------
 
 
@@ -328,16 +381,7 @@ class TrainConfig:
   profile_steps: tuple[int, ...] = ()  # (first, last): write a profiler trace
 
 
-@dataclasses.dataclass(frozen=True)
-class MeshConfig:
-  """Device mesh; -1 on one axis takes all devices that are left."""
-
-  data: int = -1  # batch
-  fsdp: int = 1  # batch; dense weights are sharded over it
-  expert: int = 1  # batch; experts are sharded over it
-
-
-# --- Decoding and evaluation ------------------------------------------------
+# --- Decoding ---------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -354,6 +398,116 @@ class DecodingConfig:
   forbid_repeats: bool = True  # no item twice inside one session
 
 
+# --- Preference alignment ---------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardTarget:
+  """One tower of the session reward model and its label (spec §9).
+
+  With v the values of `column` over the items of a session, e = [v >
+  threshold]:
+    any:             1 if any e, else 0
+    mean:            mean of e
+    saturating_sum:  min(1, Σ v / q), q = `percentile` of the training sums
+  A session with unknown (null) values has no label, unless 'any' is already 1.
+  """
+
+  name: str = 'ltr'  # as shown: swt, vtr, wtr, ltr ...
+  column: str = 'is_like'  # feedback column
+  label: Literal['any', 'mean', 'saturating_sum'] = 'any'
+  threshold: float = 0.0  # 'any' and 'mean'
+  percentile: float = 95.0  # 'saturating_sum', in (0, 100]
+  weight: float = 1.0  # ω in the scalar reward
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardModelConfig:
+  """Session reward model (spec §9); trained on windows of shown items."""
+
+  targets: tuple[RewardTarget, ...] = ()
+  items_per_session: int = 5  # consecutive shown items that are one session
+  held_out_share: float = 0.1  # of the users, for AUC and calibration
+  embed_dim: int = 128  # D_r
+  num_heads: int = 4
+  num_layers: int = 2  # self-attention over the session
+  tower_dim: int = 64  # hidden width of a tower
+  dropout_rate: float = 0.1
+  item_embedding: bool = True  # beside the sum of the code embeddings
+  # Scalar reward of a candidate: Σ ω z, z the prediction standardised over
+  # the user's candidates; Σ ω r; or Π r^ω.
+  aggregate: Literal['zscore_sum', 'sum', 'product'] = 'zscore_sum'
+
+
+@dataclasses.dataclass(frozen=True)
+class PreferenceConfig:
+  """Preference alignment: pairs, loss and rounds (spec §10)."""
+
+  loss: Literal[
+    'dpo', 'ipo', 'cdpo', 'rdpo', 'cpo', 'simpo', 'sdpo', 'hinge'
+  ] = 'dpo'
+  # beam_rm: best and worst of the model's own beam by the reward model (IPA).
+  # logged: the logged session against sessions of other users.
+  pairs: Literal['beam_rm', 'logged'] = 'beam_rm'
+  beta: float | None = None  # None: preference.DEFAULT_BETA of the loss
+  label_flip: float = 0.1  # ε of cdpo and rdpo
+  margin: float = 1.0  # γ of simpo
+  nll_weight: float = 1.0  # α of cpo
+  cpo_nll: Literal['mean', 'sum'] = 'mean'  # of the chosen session's tokens
+  ipo_log_probs: Literal['mean', 'sum'] = 'mean'  # over the session's tokens
+  num_rejected: int = 1  # sessions against the chosen one; sdpo: 3
+  weight: float = 1.0  # λ
+  sample_share: float = 0.01  # r_DPO: share of the samples with a pair
+  # T: rounds of align.num_steps steps; the model after a round generates the
+  # next round's pairs and is its reference.
+  rounds: int = 3
+  min_reward_gap: float = 1e-6  # pairs nearer than this are skipped
+  rollout: DecodingConfig = DecodingConfig(num_beams=128, num_items=5)
+  rollout_batch_size: int = 32  # users decoded at once
+
+
+@dataclasses.dataclass(frozen=True)
+class SessionEvaluationConfig:
+  """Rewards of generated sessions (v1 Table 1); needs the stage `reward`."""
+
+  max_users: int = 500  # test users
+  num_sessions: int = 8  # candidate sessions per user, the best by the model
+  resamples: int = 20  # test resamples that the ± is taken over
+  resample_users: int = 200  # users of one resample
+  legality_users: int = 100  # decoded once more without the trie
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepRow:
+  """One row of a table: the experiment with some settings changed."""
+
+  name: str = ''
+  published: str | None = None  # name of the row in the paper's table
+  overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepConfig:
+  """Several variants on the same data, judged by one reward model."""
+
+  title: str = ''
+  rows: tuple[SweepRow, ...] = ()
+  seeds: tuple[int, ...] = (0,)
+  base: str = ''  # row the others are compared to, pairwise
+
+
+# --- Devices, evaluation, experiment ----------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+  """Device mesh; -1 on one axis takes all devices that are left."""
+
+  data: int = -1  # batch
+  fsdp: int = 1  # batch; dense weights are sharded over it
+  expert: int = 1  # batch; experts are sharded over it
+
+
 @dataclasses.dataclass(frozen=True)
 class EvaluateConfig:
   split: Literal['valid', 'test'] = 'test'
@@ -364,6 +518,7 @@ class EvaluateConfig:
   bootstrap_samples: int = 1000  # for the 95 % intervals
   num_example_users: int = 8  # shown in the report
   decoding: DecodingConfig = DecodingConfig()
+  sessions: SessionEvaluationConfig = SessionEvaluationConfig()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -372,12 +527,21 @@ class Experiment:
 
   name: str = 'default'
   seed: int = 0
-  stages: tuple[Stage, ...] = STAGES
+  stages: tuple[Stage, ...] = BASE_STAGES
+  # What `pretrain` trains: OneRec (and TIGER, which is a setting of it) with
+  # `model`, or an item-level baseline with `sequential`.
+  architecture: Literal['onerec', 'sasrec', 'bert4rec', 'fdsa'] = 'onerec'
   data: DataConfig = DataConfig()
   embed: EmbedConfig = EmbedConfig()
   tokenizer: TokenizerConfig = TokenizerConfig()
   model: ModelConfig = ModelConfig()
+  sequential: SequentialConfig = SequentialConfig()
   pretrain: TrainConfig = TrainConfig()
+  reward_model: RewardModelConfig = RewardModelConfig()
+  reward: TrainConfig = TrainConfig()
+  preference: PreferenceConfig = PreferenceConfig()
+  align: TrainConfig = TrainConfig()  # num_steps: of one round
+  sweep: SweepConfig = SweepConfig()
   mesh: MeshConfig = MeshConfig()
   evaluate: EvaluateConfig = EvaluateConfig()
 
@@ -401,14 +565,12 @@ def _problems(experiment: Experiment) -> Iterator[str]:
     ('model.num_heads', e.model.num_heads),
     ('model.encoder_layers', e.model.encoder_layers),
     ('model.decoder_layers', e.model.decoder_layers),
-    ('pretrain.batch_size', e.pretrain.batch_size),
-    ('pretrain.num_steps', e.pretrain.num_steps),
-    ('pretrain.log_every_steps', e.pretrain.log_every_steps),
-    ('pretrain.checkpoint_every_steps', e.pretrain.checkpoint_every_steps),
-    ('pretrain.keep_checkpoints', e.pretrain.keep_checkpoints),
     ('evaluate.batch_size', e.evaluate.batch_size),
     ('evaluate.decoding.num_beams', e.evaluate.decoding.num_beams),
     ('evaluate.decoding.num_items', e.evaluate.decoding.num_items),
+    ('sequential.embed_dim', e.sequential.embed_dim),
+    ('sequential.num_layers', e.sequential.num_layers),
+    ('sequential.num_negatives', e.sequential.num_negatives),
   ):
     if value < 1:
       yield f'{path}={value} must be at least 1.'
@@ -435,31 +597,13 @@ def _problems(experiment: Experiment) -> Iterator[str]:
   ):
     if not 0 <= rate < 1:
       yield f'{path}={rate} must lie in [0, 1).'
-  if not 0 <= e.pretrain.label_smoothing < 1:
-    yield (
-      f'pretrain.label_smoothing={e.pretrain.label_smoothing} must lie in'
-      ' [0, 1).'
-    )
-  if e.pretrain.ema_decay is not None and not 0 < e.pretrain.ema_decay < 1:
-    yield f'pretrain.ema_decay={e.pretrain.ema_decay} must lie in (0, 1).'
-  buckets = e.pretrain.pipeline.length_buckets
-  if buckets and (
-    list(buckets) != sorted(set(buckets))
-    or buckets[-1] != e.data.history_length
-    or buckets[0] < 1
-  ):
-    yield (
-      f'pretrain.pipeline.length_buckets={buckets} must rise and end at'
-      f' data.history_length={e.data.history_length}.'
-    )
-  if e.pretrain.profile_steps and (
-    len(e.pretrain.profile_steps) != 2
-    or e.pretrain.profile_steps[0] > e.pretrain.profile_steps[1]
-  ):
-    yield (
-      f'pretrain.profile_steps={e.pretrain.profile_steps} must be empty or'
-      ' (first, last).'
-    )
+  yield from _train_problems('pretrain', e.pretrain, e.data.history_length)
+  if 'reward' in e.stages:
+    yield from _train_problems('reward', e.reward, e.data.history_length)
+    yield from _reward_problems(e)
+  if 'align' in e.stages:
+    yield from _train_problems('align', e.align, e.data.history_length)
+    yield from _preference_problems(e)
   split = e.data.split
   if split.kind == 'by_time' and not (
     split.validation_start and split.test_start
@@ -496,6 +640,125 @@ def _problems(experiment: Experiment) -> Iterator[str]:
     )
 
 
+def _train_problems(
+  path: str, train: TrainConfig, history_length: int
+) -> Iterator[str]:
+  for name in (
+    'batch_size',
+    'num_steps',
+    'log_every_steps',
+    'checkpoint_every_steps',
+    'keep_checkpoints',
+  ):
+    if getattr(train, name) < 1:
+      yield f'{path}.{name}={getattr(train, name)} must be at least 1.'
+  if not 0 <= train.label_smoothing < 1:
+    yield f'{path}.label_smoothing={train.label_smoothing} must lie in [0, 1).'
+  if train.ema_decay is not None and not 0 < train.ema_decay < 1:
+    yield f'{path}.ema_decay={train.ema_decay} must lie in (0, 1).'
+  buckets = train.pipeline.length_buckets
+  if buckets and (
+    list(buckets) != sorted(set(buckets))
+    or buckets[-1] != history_length
+    or buckets[0] < 1
+  ):
+    yield (
+      f'{path}.pipeline.length_buckets={buckets} must rise and end at'
+      f' data.history_length={history_length}.'
+    )
+  steps = train.profile_steps
+  if steps and (len(steps) != 2 or steps[0] > steps[1]):
+    yield f'{path}.profile_steps={steps} must be empty or (first, last).'
+
+
+def _reward_problems(e: Experiment) -> Iterator[str]:
+  model = e.reward_model
+  if not model.targets:
+    yield (
+      "stages has 'reward', but reward_model.targets is empty: name at least"
+      " one, e.g. ({'name': 'ltr', 'column': 'is_like', 'label': 'any'},), or"
+      " take 'reward' and 'align' out of stages."
+    )
+  names = [t.name for t in model.targets]
+  if len(set(names)) < len(names):
+    yield f'reward_model.targets has a name twice: {names}.'
+  for i, target in enumerate(model.targets):
+    if not 0 < target.percentile <= 100:
+      yield (
+        f'reward_model.targets[{i}].percentile={target.percentile} must lie in'
+        ' (0, 100].'
+      )
+  for name in (
+    'items_per_session',
+    'embed_dim',
+    'num_heads',
+    'num_layers',
+    'tower_dim',
+  ):
+    if getattr(model, name) < 1:
+      yield f'reward_model.{name}={getattr(model, name)} must be at least 1.'
+  if model.embed_dim % model.num_heads:
+    yield (
+      f'reward_model.embed_dim={model.embed_dim} is not divisible by'
+      f' reward_model.num_heads={model.num_heads}.'
+    )
+  if not 0 < model.held_out_share < 1:
+    yield (
+      f'reward_model.held_out_share={model.held_out_share} must lie in (0, 1).'
+    )
+
+
+def _preference_problems(e: Experiment) -> Iterator[str]:
+  p = e.preference
+  if e.architecture != 'onerec':
+    yield (
+      f"stages has 'align', which needs architecture='onerec', not"
+      f' {e.architecture!r}: item-level baselines generate no sessions.'
+    )
+  if p.pairs == 'beam_rm' and 'reward' not in e.stages:
+    yield (
+      "preference.pairs='beam_rm' needs the stage 'reward': add it to stages,"
+      " or set preference.pairs='logged'."
+    )
+  if p.pairs == 'logged' and p.rounds != 1:
+    yield (
+      f"preference.rounds={p.rounds} has no meaning with pairs='logged', which"
+      ' are drawn once: set preference.rounds=1 and raise align.num_steps.'
+    )
+  if p.num_rejected < 1 or (p.num_rejected > 1 and p.loss != 'sdpo'):
+    yield (
+      f'preference.num_rejected={p.num_rejected} must be 1 with loss'
+      f' {p.loss!r}; only sdpo compares to more.'
+    )
+  if not 0 < p.sample_share <= 1:
+    yield f'preference.sample_share={p.sample_share} must lie in (0, 1].'
+  if not 0 <= p.label_flip < 0.5:
+    yield f'preference.label_flip={p.label_flip} must lie in [0, 0.5).'
+  if p.beta is not None and p.beta <= 0:
+    yield f'preference.beta={p.beta} must be positive.'
+  if p.rounds < 1:
+    yield f'preference.rounds={p.rounds} must be at least 1.'
+  rollout, trained = p.rollout, e.data.sessions.items_per_session
+  if rollout.continue_items + rollout.num_items > trained:
+    yield (
+      f'preference.rollout.continue_items={rollout.continue_items} plus'
+      f' preference.rollout.num_items={rollout.num_items} must not exceed'
+      f' data.sessions.items_per_session={trained}, the length that is trained.'
+    )
+  if p.pairs == 'beam_rm':
+    if rollout.num_beams < 1 + p.num_rejected:
+      yield (
+        f'preference.rollout.num_beams={rollout.num_beams} cannot hold a best'
+        f' and {p.num_rejected} worst sessions.'
+      )
+    if rollout.num_items != e.reward_model.items_per_session:
+      yield (
+        f'preference.rollout.num_items={rollout.num_items} must equal'
+        f' reward_model.items_per_session={e.reward_model.items_per_session},'
+        ' the session length that the reward model knows.'
+      )
+
+
 def validate(experiment: Experiment) -> Experiment:
   """Returns `experiment`, or raises ValueError naming every bad setting."""
   problems = list(_problems(experiment))
@@ -509,24 +772,7 @@ def validate(experiment: Experiment) -> Experiment:
 
 def default_config() -> Any:  # a ConfigDict, whose attributes are dynamic
   """Returns every field at its default, ready to be changed by a recipe."""
-  return _to_config_dict(Experiment())
-
-
-def to_dict(value: Any) -> Any:
-  """Returns a dataclass as plain dictionaries, lists and scalars (JSON)."""
-  if dataclasses.is_dataclass(value):
-    return {
-      f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)
-    }
-  if isinstance(value, tuple):
-    return [to_dict(v) for v in value]
-  return value
-
-
-def digest(value: Any) -> str:
-  """Returns a short hash of a (nested) config dataclass, stable over runs."""
-  text = json.dumps(to_dict(value), sort_keys=True)
-  return hashlib.sha256(text.encode()).hexdigest()[:16]
+  return config_tree.to_config_dict(Experiment())
 
 
 def from_config_dict(
@@ -544,83 +790,4 @@ def from_config_dict(
   """
   if isinstance(config, ml_collections.ConfigDict):
     config = config.to_dict()
-  return validate(_build(Experiment, config, ''))
-
-
-def _to_config_dict(value: Any) -> ml_collections.ConfigDict:
-  result = ml_collections.ConfigDict()
-  hints = typing.get_type_hints(type(value))
-  for field in dataclasses.fields(value):
-    item = getattr(value, field.name)
-    if dataclasses.is_dataclass(item):
-      result[field.name] = _to_config_dict(item)
-    elif isinstance(item, tuple) and item and dataclasses.is_dataclass(item[0]):
-      result[field.name] = tuple(_to_config_dict(v) for v in item)
-    elif type(None) in typing.get_args(hints[field.name]):
-      kind = next(
-        t for t in typing.get_args(hints[field.name]) if t is not type(None)
-      )
-      placeholder = config_dict.placeholder(kind)
-      placeholder.set(item)
-      result[field.name] = placeholder
-    else:
-      result[field.name] = item
-  return result.lock()
-
-
-def _build(cls: Any, values: Mapping[str, Any], path: str) -> Any:
-  hints = typing.get_type_hints(cls)
-  for key in values:
-    if key not in hints:
-      near = difflib.get_close_matches(key, hints, n=1, cutoff=0.0)
-      raise ValueError(
-        f"Unknown config key '{path}{key}'. Did you mean"
-        f" '{path}{near[0]}'? Known here: {', '.join(sorted(hints))}."
-      )
-  return cls(
-    **{
-      key: _convert(hints[key], value, f'{path}{key}')
-      for key, value in values.items()
-    }
-  )
-
-
-def _convert(hint: Any, value: Any, path: str) -> Any:
-  """Returns `value` as type `hint`, or raises naming `path`."""
-  origin, args = typing.get_origin(hint), typing.get_args(hint)
-  if isinstance(value, ml_collections.ConfigDict):
-    value = value.to_dict()
-  if origin in (types.UnionType, typing.Union):
-    if value is None:
-      return None
-    return _convert(next(a for a in args if a is not type(None)), value, path)
-  if origin is Literal:
-    if value not in args:
-      near = difflib.get_close_matches(str(value), map(str, args), 1, 0.0)
-      raise ValueError(
-        f'{path}={value!r} is not one of {args}.'
-        + (f' Did you mean {near[0]!r}?' if near else '')
-      )
-    return value
-  if origin is tuple:
-    if not isinstance(value, (tuple, list)):
-      raise ValueError(f'{path}={value!r} must be a tuple.')
-    return tuple(
-      _convert(args[0], v, f'{path}[{i}]') for i, v in enumerate(value)
-    )
-  if dataclasses.is_dataclass(hint):
-    if dataclasses.is_dataclass(value):
-      value = to_dict(value)
-    if not isinstance(value, Mapping):
-      raise ValueError(f'{path}={value!r} must be a group of settings.')
-    return _build(hint, value, f'{path}.')
-  if hint is float and isinstance(value, int) and not isinstance(value, bool):
-    return float(value)
-  if not isinstance(value, hint) or (
-    isinstance(value, bool) and hint is not bool
-  ):
-    raise ValueError(
-      f'{path}={value!r} has type {type(value).__name__}, expected'
-      f' {hint.__name__}.'
-    )
-  return value
+  return validate(config_tree.build(Experiment, config, ''))

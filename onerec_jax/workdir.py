@@ -8,6 +8,7 @@ paths and gs:// alike (etils.epath).
 import json
 import os
 import uuid
+from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
@@ -17,7 +18,7 @@ RESULT = 'result.json'
 STARTED = 'started.json'
 
 # Stages whose folder is named after what it holds.
-_FOLDERS = {'prepare': 'data', 'tokenize': 'tokenizer'}
+FOLDERS = {'prepare': 'data', 'tokenize': 'tokenizer'}
 
 
 def write_json(path: epath.Path, value: Any) -> None:
@@ -32,38 +33,51 @@ def _read_json(path: epath.Path) -> dict[str, Any] | None:
 
 
 class Workdir:
-  """Paths of one run.  Creating the object touches nothing on disk."""
+  """Paths of one run.  Creating the object touches nothing on disk.
 
-  def __init__(self, root: str | os.PathLike[str]):
+  Args:
+    root: local path or gs://.
+    folders: places of stages whose folder is not below the root, as the runs
+      of a sweep share theirs; by stage name.
+  """
+
+  def __init__(
+    self,
+    root: str | os.PathLike[str],
+    *,
+    folders: Mapping[str, epath.Path] | None = None,
+  ):
     text = os.fspath(root)
     # Checkpoints refuse relative paths; a bucket's path is absolute already.
     self.root = epath.Path(text if '://' in text else os.path.abspath(text))
+    self._folders = dict(folders or {})
 
   # --- Paths ---
 
   def stage(self, name: str) -> epath.Path:
     """Folder of a stage, made if needed."""
-    path = self._folder(name)
+    path = self.folder(name)
     path.mkdir(parents=True, exist_ok=True)
     return path
 
-  def _folder(self, stage: str) -> epath.Path:
-    return self.root / _FOLDERS.get(stage, stage)
+  def folder(self, stage: str) -> epath.Path:
+    """Folder of a stage, whether it exists or not."""
+    return self._folders.get(stage, self.root / FOLDERS.get(stage, stage))
 
   @property
   def data(self) -> epath.Path:
     """interactions/items/users.parquet, examples/, dataset.json."""
-    return self.root / 'data'
+    return self.folder('prepare')
 
   @property
   def embeddings(self) -> epath.Path:
     """item_embeddings.npz: 'embeddings' f32 [num_items, dim]."""
-    return self.root / 'embed' / 'item_embeddings.npz'
+    return self.folder('embed') / 'item_embeddings.npz'
 
   @property
   def tokenizer(self) -> epath.Path:
     """codebooks.npz, semantic_ids.parquet."""
-    return self.root / 'tokenizer'
+    return self.folder('tokenize')
 
   def require(self, path: epath.Path, stage: str) -> epath.Path:
     """Returns `path`, or says which stage makes it."""
@@ -88,11 +102,11 @@ class Workdir:
 
   def result(self, stage: str) -> dict[str, Any] | None:
     """Returns a finished stage's result.json, or None."""
-    return _read_json(self._folder(stage) / RESULT)
+    return _read_json(self.folder(stage) / RESULT)
 
   def started(self, stage: str) -> dict[str, Any] | None:
     """Returns {'digest', 'config'} of the stage's last start, or None."""
-    return _read_json(self._folder(stage) / STARTED)
+    return _read_json(self.folder(stage) / STARTED)
 
   def begin(self, stage: str, *, digest: str, config: dict[str, Any]) -> None:
     """Marks a stage as begun and not complete."""

@@ -10,6 +10,7 @@ _PACKAGE = pathlib.Path(__file__).parent.parent / 'onerec_jax'
 # Level of every top-level module or package; a module imports strictly lower
 # levels, or its own package.
 _LEVELS = {
+  'config_tree': -0.5,  # under config, knows no setting
   'config': 0,
   'batch': 0,
   'workdir': 0,
@@ -34,7 +35,7 @@ _CORNERS = {
   'orbax': ('train/checkpoints.py',),
   'grain': ('data/', 'train/checkpoints.py'),
   'polars': ('data/',),
-  'ml_collections': ('config.py', 'main.py'),
+  'ml_collections': ('config.py', 'config_tree.py', 'main.py'),
 }
 
 

@@ -39,7 +39,7 @@ def run(
   pictures = words.Pictures(folder)
   results = {stage: workdir.result(stage) for stage in config.STAGES}
   evaluated, trained = results['evaluate'], results['pretrain']
-  records = log.read_metrics(workdir.root / 'pretrain' / log.METRICS)
+  records = log.read_metrics(workdir.folder('pretrain') / log.METRICS)
   page = {
     'title': experiment.name,
     'subtitle': _subtitle(experiment, results['prepare']),

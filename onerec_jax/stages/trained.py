@@ -81,7 +81,10 @@ def load(
   ids = pretrain.read_semantic_ids(workdir)
   mesh = _mesh(experiment.mesh)
   restored = checkpoints.restore_for_evaluation(
-    workdir, pretrain.STAGE, which=which, mesh=mesh, ids_digest=ids.digest()
+    workdir.folder(pretrain.STAGE),
+    which=which,
+    mesh=mesh,
+    ids_digest=ids.digest(),
   )
   used = restored.experiment or experiment
   differences = [

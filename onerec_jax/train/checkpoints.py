@@ -25,7 +25,6 @@ from jax.sharding import Mesh
 
 from onerec_jax import config
 from onerec_jax import sharding
-from onerec_jax import workdir as workdir_lib
 from onerec_jax.train import contract as contract_lib
 from onerec_jax.train import state as state_lib
 
@@ -271,8 +270,7 @@ class Restored(NamedTuple):
 
 
 def restore_for_evaluation(
-  workdir: workdir_lib.Workdir,
-  stage: str,
+  folder: epath.Path,
   *,
   which: Literal['best', 'latest'],
   mesh: Mesh,
@@ -280,12 +278,11 @@ def restore_for_evaluation(
 ) -> Restored:
   """Returns the parameters of a trained stage, on any number of devices.
 
-  Needs the work directory alone: shapes and logical axes are in the
+  Needs the stage's folder alone: shapes and logical axes are in the
   checkpoint.  Optimizer state is not read.
 
   Args:
-    workdir: the work directory.
-    stage: e.g. 'pretrain'.
+    folder: of the training stage, e.g. `workdir.folder('pretrain')`.
     which: the best by the validation metric (the latest if none was
       measured), or the latest.
     mesh: where the parameters go.
@@ -295,11 +292,11 @@ def restore_for_evaluation(
     FileNotFoundError: there is no complete checkpoint.
     contract.Mismatch: the checkpoint was trained with other semantic IDs.
   """
-  path = workdir.root / stage / FOLDER
+  path = folder / FOLDER
   if not path.exists():
     raise FileNotFoundError(
-      f'{path} does not exist: run the stage {stage!r} with --workdir='
-      f'{workdir.root} first.'
+      f'{path} does not exist: run the stage {folder.name!r} with the same'
+      ' --workdir first.'
     )
   with (
     _quiet(),
@@ -308,8 +305,8 @@ def restore_for_evaluation(
     step = manager.latest_step()
     if step is None:
       raise FileNotFoundError(
-        f'{path} holds no complete checkpoint: run the stage {stage!r} until'
-        ' its first checkpoint (checkpoint_every_steps).'
+        f'{path} holds no complete checkpoint: run {folder.name!r} until its'
+        ' first checkpoint (checkpoint_every_steps).'
       )
     if which == 'best':
       progress = manager.restore(

@@ -21,8 +21,7 @@ def _mesh(*shape):
 
 def _restore(root, **changes):
   return checkpoints.restore_for_evaluation(
-    workdir.Workdir(root),
-    'pretrain',
+    workdir.Workdir(root).folder('pretrain'),
     **{'which': 'latest', 'mesh': _mesh(1, 1, 1), **changes},
   )
 
