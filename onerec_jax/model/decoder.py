@@ -98,13 +98,22 @@ class DecoderLayer(nn.Module):
     self_bias: jax.Array,
     encoded: history_encoder.Encoded,
     token_mask: jax.Array,
+    *,
+    width: int = 1,
   ) -> tuple[jax.Array, moe_module.RouterStats, attention_modules.KeyValues]:
+    """Applies the layer; `width` sequences lie side by side on axis 1.
+
+    They attend to themselves apart and to the encoder together, so that its
+    states are never repeated.
+    """
     sites = [None] * SITES if seeds is None else seeds
     drop = functools.partial(dropout.drop, rate=self.config.dropout_rate)
+    apart = (x.shape[0] * width, x.shape[1] // width, x.shape[2])
     y, key_values = self.attention.with_key_values(
-      self.attention_norm(x), self_bias, sites[0]
+      self.attention_norm(x).reshape(apart), self_bias, sites[0]
     )
-    x = layers.shard_batch(x + drop(y, sites[1]), self.mesh)
+    y = drop(y.reshape(x.shape), sites[1])
+    x = layers.shard_batch(x + y, self.mesh)
     y = self.cross(
       self.cross_norm(x),
       encoded.states,
@@ -129,6 +138,27 @@ class DecoderLayer(nn.Module):
       x, None, router_bias, self_bias, encoded, token_mask
     )
     return x, key_values
+
+  def score(
+    self,
+    x: Float[Array, 'B W T D'],
+    router_bias: Float[Array, ' E'],
+    self_bias: Float[Array, '#R #H T T'],
+    encoded: history_encoder.Encoded,
+    token_mask: Bool[Array, 'B W T'],
+  ) -> tuple[Float[Array, 'B W T D'], None]:
+    """Returns the next states of W sequences per user; self_bias R: B * W."""
+    batch, width, length, dim = x.shape
+    y, _, _ = self._forward(
+      x.reshape(batch, width * length, dim),
+      None,
+      router_bias,
+      self_bias,
+      encoded,
+      token_mask.reshape(batch, width * length),
+      width=width,
+    )
+    return y.reshape(x.shape), None
 
   def project(
     self, carry: None, states: Float[Array, 'B S D']
@@ -191,6 +221,7 @@ class Decoder(nn.Module):
         '__call__': dict(in_axes=(each, each, *[shared] * 3), **scanned),
         'project': dict(in_axes=shared, **scanned),
         'prefill': dict(in_axes=(each, *[shared] * 3), **scanned),
+        'score': dict(in_axes=(each, *[shared] * 3), **scanned),
         'step': dict(in_axes=(*[each] * 4, *[shared] * 4), **scanned),
       },
     )(c, self.mesh)
@@ -240,6 +271,28 @@ class Decoder(nn.Module):
       token_mask,
     )
     return drop(self.final_norm(x), None if ends is None else ends[1]), stats
+
+  def score(
+    self,
+    x: Float[Array, 'B W T D'],
+    encoded: history_encoder.Encoded,
+    token_mask: Bool[Array, 'B W T'],
+    router_bias: Float[Array, 'layers E'],
+  ) -> Float[Array, 'B W T D']:
+    """Decodes W whole sequences per user, without dropout.
+
+    Args:
+      x: token embeddings in the compute dtype. [B, W, T, D]
+      encoded: the history, read by all W sequences.
+      token_mask: False: padding, never attended to. [B, W, T]
+      router_bias: frozen. [layers, E]
+    """
+    bias = self._self_bias(x.shape[2])[None]
+    rows = token_mask.reshape(-1, x.shape[2])
+    x, _ = self.layers.score(
+      x, router_bias, bias + attention.key_bias(rows), encoded, token_mask
+    )
+    return self.final_norm(x)
 
   def start(
     self,

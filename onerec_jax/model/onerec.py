@@ -236,6 +236,66 @@ class OneRec(nn.Module):
     pad = [(0, 0)] * (logits.ndim - 1) + [(0, v.max_codes - size)]
     return jnp.pad(logits, pad, constant_values=attention.MASK_VALUE)
 
+  def session_log_probs(
+    self,
+    encoded: Encoded,
+    prefix_codes: Int[Array, 'B J L'],
+    prefix_mask: Bool[Array, 'B J'],
+    codes: Int[Array, 'B W M L'],
+    mask: Bool[Array, 'B W M'],
+    router_bias: Float[Array, 'layers E'],
+  ) -> Float[Array, 'B W M L']:
+    """Returns the log-probability of every code of W sessions per user.
+
+      log p(s_i^l | history, prefix, s_<i, s_i^<l)
+
+    The encoder is not run again and its states are not repeated.  No dropout.
+
+    Args:
+      encoded: the histories.
+      prefix_codes: items that count as the session's first ones, padding
+        first; none: J = 0. [B, J, L]
+      prefix_mask: False: padding. [B, J]
+      codes: the sessions, pads at the end. [B, W, M, L]
+      mask: False: padding, its log-probabilities are 0. [B, W, M]
+      router_bias: frozen. [layers, E]
+
+    Returns:
+      float32, nats, normalised within the level; BOS is not scored.
+    Reference: 2502.18965 eq. 6 and 11.
+    """
+    batch, width, items, levels = codes.shape
+    before = self._session_tokens(prefix_codes)
+    before_mask = jnp.repeat(prefix_mask, levels + 1, axis=1)
+    start = before.shape[1]
+    shape = (batch, width, start)
+    tokens = self._session_tokens(codes.reshape(-1, items, levels))
+    tokens = jnp.concatenate(
+      [
+        jnp.broadcast_to(before[:, None], shape),
+        tokens.reshape(batch, width, -1),
+      ],
+      axis=-1,
+    )
+    token_mask = jnp.concatenate(
+      [
+        jnp.broadcast_to(before_mask[:, None], shape),
+        jnp.repeat(mask, levels + 1, axis=-1),
+      ],
+      axis=-1,
+    )
+    x = self._embed(tokens.reshape(batch, -1)).reshape(*tokens.shape, -1)
+    x = self.decoder.score(x, encoded, token_mask, router_bias)
+    x = x[:, :, start:].reshape(batch, width, items, levels + 1, -1)
+    result = []
+    for level in range(levels):
+      log_probs = jax.nn.log_softmax(self._logits(x[..., level, :], level))
+      picked = jnp.take_along_axis(
+        log_probs, codes[..., level, None], axis=-1, mode='clip'
+      )
+      result.append(jnp.where(mask, picked[..., 0], 0.0))
+    return jnp.stack(result, axis=-1)
+
   def start_decoding(
     self,
     encoded: Encoded,

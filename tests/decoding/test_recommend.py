@@ -14,6 +14,7 @@ from onerec_jax.decoding import beam_search
 from onerec_jax.decoding import recommend
 from onerec_jax.model import onerec
 from onerec_jax.model import parameters
+from onerec_jax.ops import history as history_ops
 from onerec_jax.semantic_ids import prefix_trie
 from onerec_jax.semantic_ids import vocabulary
 
@@ -312,7 +313,7 @@ def test_the_last_items_are_split_off_but_never_the_only_one():
   mask = jnp.asarray(
     [[True] * 5, [True] * 2 + [False] * 3, [True] + [False] * 4]
   )
-  before, last = recommend.split_history(items, mask, num_last=2)
+  before, last = history_ops.split_history(items, mask, num_last=2)
   np.testing.assert_array_equal(
     jnp.where(before.mask, before.items, -1),
     [[1, 2, 3], [6, -1, -1], [8, -1, -1]],
@@ -325,7 +326,7 @@ def test_the_last_items_are_split_off_but_never_the_only_one():
 
 def test_no_room_for_history_beside_the_continued_items_is_an_error():
   with pytest.raises(ValueError, match='continue_items=2 leaves no history'):
-    recommend.split_history(
+    history_ops.split_history(
       jnp.zeros((1, 2), jnp.int32), jnp.ones((1, 2), bool), num_last=2
     )
 
