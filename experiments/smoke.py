@@ -14,10 +14,11 @@ from onerec_jax import config as config_lib
 def get_config() -> ml_collections.ConfigDict:
   config = config_lib.default_config()
   config.name = 'smoke'
+  config.stages = config_lib.STAGES
 
   config.data.source = 'synthetic'
   config.data.history_length = 16
-  config.data.sessions.items_per_session = 2
+  config.data.sessions.items_per_session = 3
 
   config.tokenizer.codes_per_level = 16
 
@@ -42,6 +43,41 @@ def get_config() -> ml_collections.ConfigDict:
   config.pretrain.evaluate_examples = 128
   config.pretrain.checkpoint_every_steps = 100
 
+  config.reward_model.items_per_session = 3
+  config.reward_model.targets = (
+    {'name': 'swt', 'column': 'watch_time', 'label': 'saturating_sum'},
+    {'name': 'vtr', 'column': 'long_view', 'label': 'mean'},
+    {'name': 'wtr', 'column': 'is_follow', 'label': 'any'},
+    {'name': 'ltr', 'column': 'is_like', 'label': 'any'},
+  )
+  config.reward_model.embed_dim = 32
+  config.reward_model.num_heads = 2
+  config.reward_model.num_layers = 1
+  config.reward.batch_size = 64
+  config.reward.num_steps = 200
+  config.reward.optimizer.peak_learning_rate = 3e-3
+  config.reward.optimizer.warmup_steps = 20
+  config.reward.log_every_steps = 50
+  config.reward.evaluate_every_steps = 100
+  config.reward.evaluate_examples = 256
+  config.reward.checkpoint_every_steps = 100
+
+  config.preference.rounds = 2
+  config.preference.sample_share = 0.1
+  config.preference.weight = 3.0
+  config.preference.rollout.num_beams = 12
+  config.preference.rollout.num_items = 3
+  config.align.batch_size = 64
+  config.align.num_steps = 40
+  config.align.optimizer.peak_learning_rate = 5e-4
+  config.align.optimizer.warmup_steps = 5
+  config.align.log_every_steps = 20
+  config.align.evaluate_every_steps = 40
+  config.align.evaluate_examples = 64
+  config.align.checkpoint_every_steps = 40
+
   config.evaluate.bootstrap_samples = 200
   config.evaluate.decoding.num_beams = 20
+  config.evaluate.sessions.max_users = 100
+  config.evaluate.sessions.legality_users = 50
   return config

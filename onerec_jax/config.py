@@ -702,6 +702,8 @@ def _reward_problems(e: Experiment) -> Iterator[str]:
       f'reward_model.embed_dim={model.embed_dim} is not divisible by'
       f' reward_model.num_heads={model.num_heads}.'
     )
+  if not 0 <= model.dropout_rate < 1:
+    yield f'reward_model.dropout_rate={model.dropout_rate} must lie in [0, 1).'
   if not 0 < model.held_out_share < 1:
     yield (
       f'reward_model.held_out_share={model.held_out_share} must lie in (0, 1).'

@@ -1,12 +1,16 @@
 """Command line: `python -m onerec_jax.main COMMAND --config=F --workdir=W`.
 
-COMMAND is a stage (prepare, embed, tokenize, pretrain, evaluate, report),
-`run` for all stages the experiment lists, `recommend`, or `validate-data`.
+COMMAND is a stage (prepare, embed, tokenize, pretrain, reward, align, evaluate,
+report), `run` for all stages the experiment lists, `sweep` for all rows of its
+table, `recommend`, or `validate-data`.
 Dispatch, stage book-keeping and error messages; no recommender logic.
 """
 
+import hashlib
 import logging as python_logging
+import os
 import pathlib
+import platform
 import sys
 import time
 import traceback
@@ -43,7 +47,13 @@ _TRACEBACK = flags.DEFINE_bool(
   'traceback', False, 'Show the whole traceback of an error in the input.'
 )
 
-_COMMANDS = (*config_lib.STAGES, 'run', 'recommend', 'validate-data')
+_COMMANDS = (
+  *config_lib.STAGES,
+  'run',
+  'sweep',
+  'recommend',
+  'validate-data',
+)
 
 
 def _experiment(
@@ -88,6 +98,8 @@ def _main(argv: list[str]) -> None:
   # Imported late: reading a recipe or an error must not wait for JAX.
   from onerec_jax.stages import runner
 
+  _use_compile_cache()
+
   if command == 'recommend':
     from onerec_jax.stages import recommend
 
@@ -100,6 +112,11 @@ def _main(argv: list[str]) -> None:
       output=_OUTPUT.value,
     )
     return
+  if command == 'sweep':
+    from onerec_jax.stages import sweep
+
+    sweep.run(experiment, workdir)
+    return
   stages = experiment.stages if command == 'run' else (command,)
   start = time.perf_counter()
   runner.run_stages(experiment, workdir, stages, resume=command == 'run')
@@ -109,6 +126,30 @@ def _main(argv: list[str]) -> None:
     time.perf_counter() - start,
     workdir.root,
   )
+
+
+def _use_compile_cache() -> None:
+  """Keeps compiled programs between runs, unless JAX was told where itself.
+
+  Every round of alignment, every restart and every row of a sweep compiles the
+  same programs again.  Programs are bound to the processor they were made on,
+  so its features name the folder.
+  """
+  import jax
+
+  from onerec_jax.data import fetch
+
+  if os.environ.get('JAX_COMPILATION_CACHE_DIR') is not None:
+    return
+  features = platform.processor() or platform.machine()
+  cpuinfo = pathlib.Path('/proc/cpuinfo')
+  if cpuinfo.exists():
+    lines = cpuinfo.read_text().splitlines()
+    features += next((line for line in lines if line.startswith('flags')), '')
+  name = hashlib.sha256(features.encode()).hexdigest()[:8]
+  folder = fetch.cache_folder() / f'compiled-{name}'
+  jax.config.update('jax_compilation_cache_dir', str(folder))
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
 
 
 def _raised_by_us(error: BaseException) -> bool:

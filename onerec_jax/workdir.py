@@ -28,7 +28,8 @@ def write_json(path: epath.Path, value: Any) -> None:
   temporary.replace(path)
 
 
-def _read_json(path: epath.Path) -> dict[str, Any] | None:
+def read_json(path: epath.Path) -> dict[str, Any] | None:
+  """Returns what `write_json` wrote, or None if there is no file."""
   return json.loads(path.read_text()) if path.exists() else None
 
 
@@ -93,7 +94,7 @@ class Workdir:
 
   def config(self) -> dict[str, Any] | None:
     """Returns the resolved experiment of the last run, or None."""
-    return _read_json(self.root / CONFIG)
+    return read_json(self.root / CONFIG)
 
   def write_config(self, resolved: dict[str, Any]) -> None:
     """Records the resolved experiment."""
@@ -102,11 +103,11 @@ class Workdir:
 
   def result(self, stage: str) -> dict[str, Any] | None:
     """Returns a finished stage's result.json, or None."""
-    return _read_json(self.folder(stage) / RESULT)
+    return read_json(self.folder(stage) / RESULT)
 
   def started(self, stage: str) -> dict[str, Any] | None:
     """Returns {'digest', 'config'} of the stage's last start, or None."""
-    return _read_json(self.folder(stage) / STARTED)
+    return read_json(self.folder(stage) / STARTED)
 
   def begin(self, stage: str, *, digest: str, config: dict[str, Any]) -> None:
     """Marks a stage as begun and not complete."""

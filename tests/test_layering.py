@@ -18,6 +18,7 @@ _LEVELS = {
   'ops': 1,
   'losses': 1,
   'metrics': 1,
+  'session_rewards': 1.5,  # builds on metrics
   'semantic_ids': 1,
   'model': 2,
   'data': 2,

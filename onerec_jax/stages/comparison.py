@@ -209,6 +209,7 @@ def compare(
   lists: Mapping[str, np.ndarray],
   *,
   ours: str,
+  before: str | None = None,
   targets: Int[np.ndarray, 'B M'],
   target_mask: Bool[np.ndarray, 'B M'],
   previous: Int[np.ndarray, ' B'],
@@ -226,6 +227,7 @@ def compare(
   Args:
     lists: method -> recommended items, NO_ITEM fills. [B, K]
     ours: the method that is compared with the others, the floors.
+    before: our model before alignment, which is no floor; None: there is none.
     targets: items to be predicted, all valid indices. [B, M]
     target_mask: which of them exist; the first always does. [B, M]
     previous: last history item of the user, NO_ITEM without history. [B]
@@ -254,7 +256,7 @@ def compare(
     )
     for method, items in lists.items()
   }
-  floors = [method for method in lists if method != ours]
+  floors = [method for method in lists if method not in (ours, before)]
   best = max(floors, key=lambda m: values[m][f'recall@{k}'].mean())
   target = targets[:, 0]
   slices = {
@@ -267,8 +269,12 @@ def compare(
     slices['order of the original ids'] = slice_figures(
       order_slices(previous, target, numbers), values, k=k, **boot
     )
+  moved = None
+  if before is not None:
+    moved = differences(values[ours], values[before], **boot)
   return {
     'headline_k': k,
+    'difference_to_before': moved,
     'metrics': {m: intervals(v, **boot) for m, v in values.items()},
     'metrics_by_id': {m: intervals(v, **boot) for m, v in by_id.items()},
     'list_quality': {

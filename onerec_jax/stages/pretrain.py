@@ -1,14 +1,16 @@
-"""Stage `pretrain`: trains OneRec to predict the next session.
+"""Stage `pretrain`: trains OneRec, or an item-level baseline in its place.
 
 Reads data/ and tokenizer/, writes pretrain/.  Only wires the parts together;
-the loop is train/loop.py, the loss objectives/pretrain.py.
+the loop is train/loop.py, the losses are objectives/{pretrain,sequential}.py.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -22,13 +24,18 @@ from onerec_jax import workdir as workdir_lib
 from onerec_jax.data import catalog
 from onerec_jax.data import examples
 from onerec_jax.data import pipeline
+from onerec_jax.decoding import catalogue_ranking
 from onerec_jax.decoding import recommend
 from onerec_jax.model import flops
 from onerec_jax.model import onerec
 from onerec_jax.model import parameters
+from onerec_jax.model import sequential as sequence_model
+from onerec_jax.objectives import base
 from onerec_jax.objectives import pretrain as objective_lib
+from onerec_jax.objectives import sequential as sequential_objective
 from onerec_jax.semantic_ids import prefix_trie
 from onerec_jax.semantic_ids import table
+from onerec_jax.stages import sequential
 from onerec_jax.train import contract
 from onerec_jax.train import loop
 from onerec_jax.train import optimizer as optimizer_lib
@@ -88,8 +95,8 @@ def run(
   sharding.check_batch_size(
     mesh, experiment.evaluate.batch_size, 'evaluate.batch_size'
   )
-  ids = read_semantic_ids(workdir)
-  store = _open(workdir, 'train')
+  learner = _make_learner(experiment, workdir, mesh)
+  store = open_examples(workdir, 'train')
   plan = pipeline.train_plan(
     store.index, data=data, train=train, seed=experiment.seed
   )
@@ -97,10 +104,8 @@ def run(
     items_per_session=data.sessions.items_per_session
   )
   # --- Model and state ---
-  model = make_model(experiment, ids, mesh)
-  boxes = onerec.abstract_params(model)
-  names = parameters.logical_names(boxes)
-  params = parameters.materialize(boxes, seed=experiment.seed)
+  names = parameters.logical_names(learner.boxes)
+  params = parameters.materialize(learner.boxes, seed=experiment.seed)
   optimizer = optimizer_lib.make_optimizer(
     train.optimizer,
     num_steps=train.num_steps,
@@ -109,7 +114,7 @@ def run(
   agreed = contract.make_contract(
     stage=STAGE,
     experiment=experiment,
-    semantic_ids=ids.digest(),
+    semantic_ids=learner.semantic_ids,
     params=params,
     names=names,
   )
@@ -117,17 +122,13 @@ def run(
   num_active = _active_parameters(params, names, experiment.model)
   state = state_lib.create(
     params,
-    onerec.initial_router_bias(experiment.model),
+    learner.model_state,
     optimizer.transformation,
     ema=train.ema_decay is not None,
     mesh=mesh,
     shardings=sharding.parameter_shardings(mesh, names, params),
   )
   del params
-  whole = sharding.replicated(mesh)
-  frozen: objective_lib.Frozen = {
-    'item_codes': sharding.place(ids.codes, whole)
-  }
   logging.info(
     '%d parameters (%d active per token) on %d devices; %d examples and %d'
     ' batches per epoch; history padding %.1f %%',
@@ -145,7 +146,7 @@ def run(
     'process_count': jax.process_count(),
   }
   job = loop.Job(
-    objective=objective_lib.make_objective(model, train),
+    objective=learner.objective,
     optimizer=optimizer,
     train=train,
     seed=experiment.seed,
@@ -155,12 +156,12 @@ def run(
     batches=pipeline.train_batches(
       store, data=data, train=train, seed=experiment.seed, **process
     ),
-    frozen=frozen,
+    frozen=learner.frozen,
     valid_batches=lambda: (batch for batch, _ in valid),
-    evaluate=_recall(experiment, model, ids, valid, frozen, mesh),
+    evaluate=_recall(learner.rank, valid, mesh),
     best_metric=BEST_METRIC,
     best_mode='max',
-    flops=lambda batch: _train_flops(model, batch),
+    flops=learner.flops,
     batches_per_epoch=plan.batches_per_epoch,
   )
   result = loop.train(job, state)
@@ -185,15 +186,103 @@ def run(
     'padding_share': padding._asdict(),
     'num_parameters': num_total,
     'num_active_parameters': num_active,
-    'semantic_ids': ids.digest(),
+    'semantic_ids': learner.semantic_ids,
     'mesh': dict(mesh.shape),
     'device': mesh.devices.flat[0].device_kind,
   }
 
 
-def _open(workdir: workdir_lib.Workdir, split: str) -> examples.ExampleStore:
+def open_examples(
+  workdir: workdir_lib.Workdir, split: str
+) -> examples.ExampleStore:
+  """Returns the prepared examples of 'train', 'valid' or 'test'."""
   path = workdir.data / 'examples' / f'{split}.arrayrecord'
   return examples.ExampleStore(workdir.require(path, 'prepare'))
+
+
+# --- Architectures ----------------------------------------------------------
+
+
+# (params, model_state, batch, excluded items [B, X]) -> items [B, K]
+_Rank = Callable[[Any, Any, batch_lib.SessionBatch, jax.Array], jax.Array]
+
+
+class _Learner(NamedTuple):
+  """What an architecture brings to the training."""
+
+  boxes: Any  # tree of parameters.Parameter
+  model_state: Any  # of step 0, NumPy
+  objective: base.Objective
+  frozen: Any  # what the objective reads beside, on the mesh
+  semantic_ids: str | None  # digest of the IDs that the parameters belong to
+  rank: _Rank  # the best items that are not excluded
+  flops: Callable[[batch_lib.SessionBatch], float]
+
+
+def _make_learner(
+  experiment: config_lib.Experiment,
+  workdir: workdir_lib.Workdir,
+  mesh: jax.sharding.Mesh,
+) -> _Learner:
+  if experiment.architecture == 'onerec':
+    return _make_onerec(experiment, workdir, mesh)
+  return _make_baseline(experiment, workdir, mesh)
+
+
+def _make_onerec(
+  experiment: config_lib.Experiment,
+  workdir: workdir_lib.Workdir,
+  mesh: jax.sharding.Mesh,
+) -> _Learner:
+  ids = read_semantic_ids(workdir)
+  model = make_model(experiment, ids, mesh)
+  whole = sharding.replicated(mesh)
+  item_codes = sharding.place(ids.codes, whole)
+  trie = prefix_trie.PrefixTrie.build(
+    ids.codes, ids.codes_per_level, rank_in_bucket=ids.rank_in_bucket
+  )
+  trie = sharding.place(trie, jax.tree.map(lambda _: whole, trie))
+  recommender = recommend.make_recommender(
+    model, experiment.evaluate.decoding, top_k=_TOP_K
+  )
+  return _Learner(
+    boxes=onerec.abstract_params(model),
+    model_state=onerec.initial_router_bias(experiment.model),
+    objective=objective_lib.make_objective(model, experiment.pretrain),
+    frozen={'item_codes': item_codes},
+    semantic_ids=ids.digest(),
+    rank=lambda params, router_bias, batch, seen: (
+      recommender(params, router_bias, item_codes, trie, batch, seen).items
+    ),
+    flops=functools.partial(_train_flops, model),
+  )
+
+
+def _make_baseline(
+  experiment: config_lib.Experiment,
+  workdir: workdir_lib.Workdir,
+  mesh: jax.sharding.Mesh,
+) -> _Learner:
+  catalogue = sequential.read_catalogue(experiment, workdir)
+  model = sequential.make_model(experiment, catalogue, mesh)
+  whole = sharding.replicated(mesh)
+  attributes = sharding.place(
+    catalogue.attributes, jax.tree.map(lambda _: whole, catalogue.attributes)
+  )
+  ranker = catalogue_ranking.make_ranker(
+    model, experiment.evaluate.decoding, top_k=_TOP_K
+  )
+  return _Learner(
+    boxes=sequence_model.abstract_params(model),
+    model_state=None,
+    objective=sequential_objective.make_objective(model, experiment.pretrain),
+    frozen={'attributes': attributes},
+    semantic_ids=None,
+    rank=lambda params, _, batch, seen: (
+      ranker(params, attributes, batch, seen).items
+    ),
+    flops=functools.partial(sequential.train_flops, model),
+  )
 
 
 def _train_flops(model: onerec.OneRec, batch: batch_lib.SessionBatch) -> float:
@@ -221,6 +310,9 @@ def _active_parameters(
   return round(math.fsum(jax.tree.leaves(sizes)))
 
 
+# --- Validation -------------------------------------------------------------
+
+
 def _valid_batches(
   experiment: config_lib.Experiment, workdir: workdir_lib.Workdir
 ) -> Sequence[tuple[batch_lib.SessionBatch, np.ndarray]]:
@@ -232,7 +324,7 @@ def _valid_batches(
   train = experiment.pretrain
   if not train.evaluate_every_steps:
     return ()
-  store = _open(workdir, 'valid')
+  store = open_examples(workdir, 'valid')
   width = recommend.exclusion_width(
     int(store.index.history_counts.max(initial=0))
   )
@@ -262,42 +354,24 @@ def _valid_batches(
 
 
 def _recall(
-  experiment: config_lib.Experiment,
-  model: onerec.OneRec,
-  ids: table.SemanticIds,
+  rank: _Rank,
   batches: Sequence[tuple[batch_lib.SessionBatch, np.ndarray]],
-  frozen: objective_lib.Frozen,
   mesh: jax.sharding.Mesh,
 ) -> Callable[[Any, Any, Callable[[], None]], Mapping[str, float]]:
-  """Returns the function that measures recall and NDCG of generated items."""
-  recommender = recommend.make_recommender(
-    model, experiment.evaluate.decoding, top_k=_TOP_K
-  )
-  trie = prefix_trie.PrefixTrie.build(
-    ids.codes, ids.codes_per_level, rank_in_bucket=ids.rank_in_bucket
-  )
-  whole = sharding.replicated(mesh)
-  trie = sharding.place(trie, jax.tree.map(lambda _: whole, trie))
-  gather = jax.jit(lambda x: x, out_shardings=whole)
+  """Returns the function that measures recall and NDCG of the ranked items."""
+  gather = jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))
 
   def evaluate(
-    params: Any, router_bias: Any, poll: Callable[[], None]
+    params: Any, model_state: Any, poll: Callable[[], None]
   ) -> Mapping[str, float]:
     recalls, gains = [], []
     for local in batches:
       poll()
       batch, seen = sharding.place_batch(local, mesh)
-      found = recommender(
-        params, router_bias, frozen['item_codes'], trie, batch, seen
-      )
+      found = rank(params, model_state, batch, seen)
       items, targets, where, rows = jax.device_get(
         gather(
-          (
-            found.items,
-            batch.target_items,
-            batch.target_mask,
-            batch.example_mask,
-          )
+          (found, batch.target_items, batch.target_mask, batch.example_mask)
         )
       )
       ranks = metrics.target_ranks(items[rows], targets[rows])

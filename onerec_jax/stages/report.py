@@ -6,20 +6,20 @@ not run is shown as such.
 """
 
 import datetime
-import importlib.resources
 import json
-import pathlib
-import subprocess
 from collections.abc import Mapping
 from typing import Any
 
-import jinja2
 from absl import logging
 
 from onerec_jax import config
 from onerec_jax import workdir as workdir_lib
-from onerec_jax.stages import evaluate
+from onerec_jax.stages import predictions
+from onerec_jax.stages import report_alignment
 from onerec_jax.stages import report_evaluation
+from onerec_jax.stages import report_page
+from onerec_jax.stages import report_reward
+from onerec_jax.stages import report_session_rewards
 from onerec_jax.stages import report_training
 from onerec_jax.stages import report_words as words
 from onerec_jax.train import log
@@ -38,7 +38,13 @@ def run(
   folder = workdir.stage('report')
   pictures = words.Pictures(folder)
   results = {stage: workdir.result(stage) for stage in config.STAGES}
+  results = {
+    stage: result
+    for stage, result in results.items()
+    if result is not None or stage in (*config.BASE_STAGES, *experiment.stages)
+  }
   evaluated, trained = results['evaluate'], results['pretrain']
+  rewards = log.read_metrics(workdir.folder('reward') / log.METRICS)
   records = log.read_metrics(workdir.folder('pretrain') / log.METRICS)
   page = {
     'title': experiment.name,
@@ -50,6 +56,13 @@ def run(
     'users': evaluated and report_evaluation.users(evaluated),
     'training': report_training.training(records, trained, pictures),
     'ids': report_training.semantic_ids(workdir, results['tokenize'], pictures),
+    # Absent, not "not run", where an experiment has no such stage.
+    'reward': report_reward.section(results.get('reward'), rewards, pictures),
+    'alignment': report_alignment.section(
+      workdir, results.get('align'), pictures
+    ),
+    'rewards': report_session_rewards.section(evaluated, pictures),
+    'dynamics': report_session_rewards.dynamics(evaluated, pictures),
     'data': results['prepare'] and report_training.data(results['prepare']),
     'run': {
       'stages': _stages(results),
@@ -57,16 +70,7 @@ def run(
     },
     'pictures': pictures.found,
   }
-  source = importlib.resources.files('onerec_jax.stages') / _TEMPLATE
-  environment = jinja2.Environment(
-    autoescape=True,
-    undefined=jinja2.ChainableUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-  )
-  html = environment.from_string(source.read_text(encoding='utf-8')).render(
-    page
-  )
+  html = report_page.render(_TEMPLATE, page)
   path = folder / 'report.html'
   path.write_text(html)
   logging.info('Report: %s', path)
@@ -105,28 +109,9 @@ def _meta(
     ('finished', when[:16].replace('T', ' ') + ' UTC'),
     ('total', log.duration(float(seconds))),
     ('settings', config.digest(experiment)),
-    ('commit', _commit()),
+    ('commit', report_page.commit()),
     ('seed', str(experiment.seed)),
   ]
-
-
-def _commit() -> str:
-  """Returns the commit of this source tree, '+' if it was changed since."""
-
-  def git(*arguments: str) -> str:
-    return subprocess.run(
-      ['git', '-C', str(pathlib.Path(__file__).parent), *arguments],
-      capture_output=True,
-      text=True,
-      check=True,
-      timeout=10,
-    ).stdout.strip()
-
-  try:
-    changed = '+' if git('status', '--porcelain') else ''
-    return git('rev-parse', '--short=10', 'HEAD') + changed
-  except (OSError, subprocess.SubprocessError):
-    return 'unknown (not a git checkout)'
 
 
 def _cards(
@@ -135,7 +120,7 @@ def _cards(
   cards = []
   if evaluated:
     k = evaluated['headline_k']
-    ours = evaluated['metrics'][evaluate.OURS]
+    ours = evaluated['metrics'][predictions.OURS]
     recall, ndcg = f'recall@{k}', f'ndcg@{k}'
     best = evaluated['best_floor']
     floor = evaluated['metrics'][best][recall]['mean']
@@ -159,6 +144,7 @@ def _cards(
         words.signed(difference['mean']),
         words.signed_bounds(difference),
       ),
+      *(_card(**c) for c in report_session_rewards.cards(evaluated)),
     ]
   if trained:
     active = words.compact(trained.get('num_active_parameters'))

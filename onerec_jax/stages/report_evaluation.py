@@ -6,7 +6,7 @@ Turns its result.json into tables, sentences and pictures; computes nothing.
 from collections.abc import Mapping
 from typing import Any
 
-from onerec_jax.stages import evaluate
+from onerec_jax.stages import predictions
 from onerec_jax.stages import report_figures as figures
 from onerec_jax.stages import report_words as words
 
@@ -19,13 +19,23 @@ def results(
   recall = f'recall@{k}'
   methods, scores = result['methods'], result['metrics']
   bars = [(methods[m]['title'], scores[m][recall]) for m in scores]
-  ours = methods[evaluate.OURS]['title']
+  ours = methods[predictions.OURS]['title']
   pictures.add(
     'recall',
-    figures.method_bars(bars, ours=ours, label=f'Recall@{k}'),
+    figures.method_bars(
+      bars,
+      ours=ours,
+      label=f'Recall@{k}',
+      before=methods.get(predictions.BEFORE, {}).get('title'),
+    ),
     alt=f'Recall@{k}: '
     + ', '.join(f'{name} {words.four(v["mean"])}' for name, v in bars),
-    caption=f'Recall@{k} by item with 95 % intervals.',
+    caption=f'Recall@{k} by item with 95 % intervals.'
+    + (
+      ' Light: the same model before alignment, which is no floor.'
+      if predictions.BEFORE in scores
+      else ''
+    ),
   )
   entropy, sizes = result['entropy_per_level'], result['codes_per_level']
   pictures.add(
@@ -38,7 +48,7 @@ def results(
       ' before any constraint (nats). A falling staircase is healthy.'
     ),
   )
-  sizes = sorted({int(n.partition('@')[2]) for n in scores[evaluate.OURS]})
+  sizes = sorted({int(n.partition('@')[2]) for n in scores[predictions.OURS]})
   # The headline stands first (phones cut the rest); NDCG@1 is Recall@1.
   names = [
     *(f'recall@{n}' for n in sizes if n != k),
@@ -57,7 +67,8 @@ def results(
       ' published systems report, stands beside it). Floors count training'
       ' events only.'
     ),
-    'verdict': _verdict(difference, best, recall),
+    'verdict': _verdict(difference, ours, best, recall),
+    'alignment': _alignment(result, recall),
     'ranking': {
       'columns': [
         'method', words.label(recall), '95 %', 'by ID',
@@ -65,7 +76,7 @@ def results(
       ],
       'rows': [
         {
-          'ours': m == evaluate.OURS,
+          'ours': m == predictions.OURS,
           'note': methods[m]['description'],
           'cells': [
             methods[m]['title'],
@@ -82,22 +93,26 @@ def results(
     'legality': (
       f'{100 * result["legality"]:.2f} % of {result["hypotheses"]:,} generated'
       f' hypotheses are items of the catalogue (beam {result["num_beams"]},'
-      f' constraint: {result["constrained"]}). {result["empty_results"]:,}'
+      f' constraint: {result["constrained"]}){_legality_before(result)}.'
+      f' {result["empty_results"]:,}'
       f' users got no answer, {result["short_results"]:,} a short list.'
     ),
   }  # fmt: skip
 
 
 def _by_score(result: Mapping[str, Any]) -> list[str]:
-  """Returns the methods, ours first, then the best first."""
+  """Returns the methods: ours, ours before alignment, then the best first."""
   recall = f'recall@{result["headline_k"]}'
   scores = result['metrics']
+  first = {predictions.OURS: 0, predictions.BEFORE: 1}
   return sorted(
-    scores, key=lambda m: (m != evaluate.OURS, -scores[m][recall]['mean'])
+    scores, key=lambda m: (first.get(m, 2), -scores[m][recall]['mean'])
   )
 
 
-def _verdict(difference: Mapping[str, float], best: str, metric: str) -> str:
+def _verdict(
+  difference: Mapping[str, float], ours: str, best: str, metric: str
+) -> str:
   low, high = difference['low'], difference['high']
   if low > 0:
     word = 'above'
@@ -106,20 +121,40 @@ def _verdict(difference: Mapping[str, float], best: str, metric: str) -> str:
   else:
     word = 'not clearly different from'
   return (
-    f'OneRec is {word} the best counting floor ({best}): {words.label(metric)}'
+    f'{ours} is {word} the best counting floor ({best}): {words.label(metric)}'
     f' {words.signed(difference["mean"])}, 95 % interval'
     f' {words.signed_bounds(difference)} (paired over users).'
   )
 
 
+def _alignment(result: Mapping[str, Any], metric: str) -> str:
+  """Returns what alignment did to the ranking; '' without alignment."""
+  differences = result.get('difference_to_before')
+  if not differences:
+    return ''
+  difference = differences[metric]
+  verb = {1: 'raised', -1: 'lowered', 0: 'did not clearly change'}
+  return (
+    f'Alignment {verb[words.direction(difference)]} {words.label(metric)}:'
+    f' {words.signed(difference["mean"])}, 95 % interval'
+    f' {words.signed_bounds(difference)} (paired over users). It is trained'
+    ' for the reward of sessions, not for this ranking.'
+  )
+
+
+def _legality_before(result: Mapping[str, Any]) -> str:
+  before = (result.get('legality_by_model') or {}).get(predictions.BEFORE)
+  return '' if before is None else f', {100 * before:.2f} % before alignment'
+
+
 def _quality(result: Mapping[str, Any]) -> dict[str, Any]:
   quality = result['list_quality']
-  columns = list(quality[evaluate.OURS])
+  columns = list(quality[predictions.OURS])
   return {
     'columns': ['method', *map(words.label, columns)],
     'rows': [
       {
-        'ours': m == evaluate.OURS,
+        'ours': m == predictions.OURS,
         'cells': [
           result['methods'][m]['title'],
           *(words.four(quality[m].get(c)) for c in columns),
@@ -137,23 +172,34 @@ def slices(
   k = result['headline_k']
   recall = f'recall@{k}'
   best = result['best_floor']
-  compared = {m: result['methods'][m]['title'] for m in (evaluate.OURS, best)}
+  compared = {
+    m: result['methods'][m]['title']
+    for m in (predictions.OURS, predictions.BEFORE, best)
+    if m in result['metrics']
+  }
   tables = []
   for number, (title, rows) in enumerate(
     sorted(result['slices'].items(), reverse=True)
   ):
     parts = [
-      f'{r["slice"]}: {words.four(r["methods"][evaluate.OURS][recall]["mean"])}'
-      f' against {words.four(r["methods"][best][recall]["mean"])}'
+      f'{r["slice"]}: '
+      + ' against '.join(
+        words.four(r['methods'][m][recall]['mean'])
+        for m in (predictions.OURS, best)
+      )
       for r in rows
       if r['users']
     ]
     pictures.add(
       f'slice_{number}',
       figures.slice_bars(
-        rows, methods=compared, metric=recall, label=f'Recall@{k}'
+        rows,
+        methods=compared,
+        metric=recall,
+        label=f'Recall@{k}',
+        before=predictions.BEFORE,
       ),
-      alt=f'Recall@{k} by {title}, OneRec against the best floor. '
+      alt=f'Recall@{k} by {title}, ours against the best floor. '
       + '; '.join(parts),
       caption=f'Recall@{k} by {title}.',
     )

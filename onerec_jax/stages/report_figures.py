@@ -1,100 +1,29 @@
-"""The report's pictures: one function per picture, arrays in, PNG bytes out.
+"""Pictures of training, ranking and semantic IDs: arrays in, PNG bytes out.
 
-No files and no global matplotlib state.  A picture never invents data: the
-caller leaves out what a run has not recorded.
+No files.  A picture never invents data: the caller leaves out what a run has
+not recorded.
 """
 
-import io
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib import axes as mpl_axes
-from matplotlib import colors
-from matplotlib import figure as mpl_figure
 from matplotlib import ticker
 
-ACCENT = '#4f46e5'
-INK = '#1f2937'
-MUTED = '#6b7280'
-PALE = '#c7cad1'
-GRID = '#e9ebef'
-_WIDTH, _HEIGHT = 6.4, 3.3  # inches; readable when shrunk to a phone's width
-_DPI = 160
-_STYLE: dict[Any, Any] = {
-  'font.size': 10,
-  'axes.edgecolor': PALE,
-  'axes.labelcolor': MUTED,
-  'axes.spines.right': False,
-  'axes.spines.top': False,
-  'axes.grid': True,
-  'axes.axisbelow': True,
-  'axes.titlesize': 10,
-  'axes.titlecolor': INK,
-  'axes.titlelocation': 'left',
-  'grid.color': GRID,
-  'xtick.color': MUTED,
-  'ytick.color': MUTED,
-  'text.color': INK,
-  'legend.frameon': False,
-  'legend.fontsize': 9,
-  'lines.linewidth': 1.8,
-  'lines.solid_capstyle': 'round',
-}
-_RAMP = colors.LinearSegmentedColormap.from_list(
-  'accent', ['#f4f4ff', '#a5a1f2', ACCENT, '#272087']
-)
+from onerec_jax.stages import report_canvas as canvas
 
-Curve = tuple[Sequence[int], Sequence[Any]]  # steps, values
+Curve = tuple[Sequence[canvas.Number], Sequence[Any]]  # steps, values
 
 
-def _shades(count: int) -> list[Any]:
-  """Returns accent tones, dark to light."""
-  return [_RAMP(v) for v in np.linspace(0.95, 0.4, count)]
-
-
-def _new(
-  height: float = _HEIGHT, columns: int = 1
-) -> tuple[mpl_figure.Figure, list[mpl_axes.Axes]]:
-  result = mpl_figure.Figure(figsize=(_WIDTH, height), layout='constrained')
-  return result, list(np.atleast_1d(result.subplots(1, columns)))
-
-
-def _png(result: mpl_figure.Figure) -> bytes:
-  buffer = io.BytesIO()
-  # No software version or date in the file: equal runs give equal pictures.
-  result.savefig(buffer, dpi=_DPI, metadata={'Software': None})
-  return buffer.getvalue()
-
-
-def _draw(make: Any) -> Any:
-  """Decorator: runs `make` in the report's style."""
-
-  def wrapped(*args: Any, **kwargs: Any) -> bytes:
-    with matplotlib.rc_context(_STYLE):
-      return make(*args, **kwargs)
-
-  wrapped.__doc__ = make.__doc__
-  return wrapped
-
-
-def _thousands(axis: Any) -> None:
-  axis.set_major_formatter(
-    ticker.FuncFormatter(
-      lambda v, _: f'{v / 1000:g}k' if abs(v) >= 1000 else f'{v:g}'
-    )
-  )
-
-
-@_draw
+@canvas.draw
 def curves(
   series: Mapping[str, Curve],
   *,
   label: str,
   emphasis: str | None = None,
   percent: bool = False,
+  breaks: Sequence[canvas.Number] = (),
 ) -> bytes:
   """Lines over training steps.
 
@@ -103,34 +32,41 @@ def curves(
     label: of the y axis.
     emphasis: this one in the accent colour, the others grey; None: tones.
     percent: y values are shares of 1.
+    breaks: steps at which something began anew, marked by a line.
   """
-  result, (ax,) = _new()
-  tones = _shades(len(series))
+  result, (ax,) = canvas.panels()
+  tones = canvas.shades(len(series))
   for tone, (name, (steps, values)) in zip(tones, series.items(), strict=True):
     colour = tone
     if emphasis is not None:
-      colour = ACCENT if name == emphasis else MUTED
+      colour = canvas.ACCENT if name == emphasis else canvas.MUTED
     few = len(steps) <= 25
     ax.plot(
       steps, values, color=colour, label=name, marker='o' if few else None,
       markersize=3.5,
     )  # fmt: skip
+  for step in breaks:
+    ax.axvline(step, color=canvas.PALE, linewidth=1, linestyle=(0, (2, 2)))
   if len(series) > 1:
     ax.legend(loc='best')
   ax.set_xlabel('training step')
   ax.set_ylabel(label)
   ax.grid(axis='x', visible=False)
   ax.margins(x=0.02)
-  _thousands(ax.xaxis)
+  canvas.thousands(ax.xaxis)
   if percent:
     ax.yaxis.set_major_formatter(ticker.PercentFormatter(1, decimals=None))
     ax.set_ylim(bottom=0)
-  return _png(result)
+  return canvas.png(result)
 
 
-@_draw
+@canvas.draw
 def method_bars(
-  rows: Sequence[tuple[str, Mapping[str, float]]], *, ours: str, label: str
+  rows: Sequence[tuple[str, Mapping[str, float]]],
+  *,
+  ours: str,
+  label: str,
+  before: str | None = None,
 ) -> bytes:
   """Horizontal bars with 95 % intervals, best first.
 
@@ -138,9 +74,11 @@ def method_bars(
     rows: (name, {'mean', 'low', 'high'}) per method.
     ours: its bar has the accent colour.
     label: of the x axis.
+    before: ours before alignment, in a light accent colour.
   """
+  tones = {ours: canvas.ACCENT, before: canvas.BEFORE}
   rows = sorted(rows, key=lambda r: r[1]['mean'])
-  result, (ax,) = _new(height=0.75 + 0.42 * len(rows))
+  result, (ax,) = canvas.panels(height=0.75 + 0.42 * len(rows))
   means = [r[1]['mean'] for r in rows]
   bounds = [
     [max(r[1]['mean'] - r[1]['low'], 0) for r in rows],
@@ -150,9 +88,9 @@ def method_bars(
     range(len(rows)),
     means,
     xerr=bounds,
-    color=[ACCENT if r[0] == ours else PALE for r in rows],
+    color=[tones.get(r[0], canvas.PALE) for r in rows],
     height=0.66,
-    error_kw={'ecolor': INK, 'elinewidth': 1, 'capsize': 2.5},
+    error_kw={'ecolor': canvas.INK, 'elinewidth': 1, 'capsize': 2.5},
   )
   for y, (name, value) in enumerate(rows):
     ax.annotate(
@@ -163,27 +101,22 @@ def method_bars(
       va='center',
       fontsize=9.5,
       fontweight='bold' if name == ours else 'normal',
-      color=INK if name == ours else MUTED,
+      color=canvas.INK if name == ours else canvas.MUTED,
     )
-  ax.set_yticks(range(len(rows)), [r[0] for r in rows])
-  for text, (name, _) in zip(ax.get_yticklabels(), rows, strict=True):
-    text.set_color(INK)
-    text.set_fontweight('bold' if name == ours else 'normal')
-  ax.tick_params(axis='y', length=0)
-  ax.grid(axis='y', visible=False)
-  ax.spines['left'].set_visible(False)
+  canvas.name_rows(ax, [r[0] for r in rows], bold=(ours,))
   ax.set_xlim(0, 1.16 * max([r[1]['high'] for r in rows] + [1e-4]))
   ax.set_xlabel(label)
-  return _png(result)
+  return canvas.png(result)
 
 
-@_draw
+@canvas.draw
 def slice_bars(
   slices: Sequence[Mapping[str, Any]],
   *,
   methods: Mapping[str, str],
   metric: str,
   label: str,
+  before: str | None = None,
 ) -> bytes:
   """Two or more methods side by side per slice, with intervals.
 
@@ -192,8 +125,10 @@ def slice_bars(
     methods: key in the rows -> name shown; the first has the accent colour.
     metric: e.g. 'recall@10'.
     label: of the y axis.
+    before: key of ours before alignment, in a light accent colour.
   """
-  result, (ax,) = _new()
+  result, (ax,) = canvas.panels()
+  tones = {next(iter(methods)): canvas.ACCENT, before: canvas.BEFORE}
   width = 0.8 / len(methods)
   for m, (method, name) in enumerate(methods.items()):
     values = [
@@ -207,25 +142,25 @@ def slice_bars(
         [max(v['mean'] - v['low'], 0) for v in values],
         [max(v['high'] - v['mean'], 0) for v in values],
       ],
-      color=ACCENT if m == 0 else PALE,
+      color=tones.get(method, canvas.PALE),
       label=name,
-      error_kw={'ecolor': INK, 'elinewidth': 1, 'capsize': 2.5},
+      error_kw={'ecolor': canvas.INK, 'elinewidth': 1, 'capsize': 2.5},
     )
   ax.set_xticks(
     range(len(slices)),
     [f'{row["slice"]}\n{row["users"]:,} users' for row in slices],
   )
-  ax.tick_params(axis='x', length=0, labelcolor=INK)
+  ax.tick_params(axis='x', length=0, labelcolor=canvas.INK)
   ax.grid(axis='x', visible=False)
   ax.set_ylabel(label)
   ax.legend(loc='best')
-  return _png(result)
+  return canvas.png(result)
 
 
 _ZERO = {'mean': 0.0, 'low': 0.0, 'high': 0.0}
 
 
-@_draw
+@canvas.draw
 def code_usage(
   sizes: Sequence[Sequence[int]],
   other: tuple[str, Sequence[Sequence[int]]] | None = None,
@@ -236,7 +171,7 @@ def code_usage(
     sizes: items on each code, per level.
     other: name and the same of another quantizer on the same vectors.
   """
-  result, panels = _new(height=2.7, columns=len(sizes))
+  result, panels = canvas.panels(height=2.7, columns=len(sizes))
   top = max(max(s, default=0) for s in [*sizes, *(other[1] if other else [])])
   for level, ax in enumerate(panels):
     ordered = np.sort(np.asarray(sizes[level]))[::-1]
@@ -246,13 +181,15 @@ def code_usage(
       ax.plot(
         np.arange(1, len(compared) + 1),
         compared,
-        color=MUTED,
+        color=canvas.MUTED,
         linewidth=1.3,
         linestyle=(0, (4, 2)),
         label=other[0],
       )
-    ax.fill_between(places, ordered, step='mid', color=ACCENT, alpha=0.18)
-    ax.step(places, ordered, where='mid', color=ACCENT, label='this run')
+    ax.fill_between(
+      places, ordered, step='mid', color=canvas.ACCENT, alpha=0.18
+    )
+    ax.step(places, ordered, where='mid', color=canvas.ACCENT, label='this run')
     ax.set_title(f'level {level + 1}')
     ax.set_ylim(0, 1.05 * top)
     ax.set_xlim(0, len(ordered) + 1)
@@ -264,10 +201,10 @@ def code_usage(
   panels[0].set_ylabel('items per code')
   if other is not None:
     panels[-1].legend(loc='upper right')
-  return _png(result)
+  return canvas.png(result)
 
 
-@_draw
+@canvas.draw
 def expert_load(load: Sequence[Sequence[Any]]) -> bytes:
   """Share of tokens per expert and layer, relative to a fair share of 1.
 
@@ -277,9 +214,9 @@ def expert_load(load: Sequence[Sequence[Any]]) -> bytes:
   table = np.asarray(load, np.float64)
   table = table / np.maximum(table.mean(axis=1, keepdims=True), 1e-30)
   layers, experts = table.shape
-  result, (ax,) = _new(height=1.3 + 0.34 * layers)
+  result, (ax,) = canvas.panels(height=1.3 + 0.34 * layers)
   image = ax.imshow(
-    table, cmap=_RAMP, aspect='auto', vmin=0, vmax=max(2.0, table.max())
+    table, cmap=canvas.RAMP, aspect='auto', vmin=0, vmax=max(2.0, table.max())
   )
   ax.set_xticks(np.arange(experts)[:: max(1, experts // 12)])
   ax.set_yticks(range(layers), [f'layer {i + 1}' for i in range(layers)])
@@ -291,10 +228,10 @@ def expert_load(load: Sequence[Sequence[Any]]) -> bytes:
   bar = result.colorbar(image, ax=ax, pad=0.02)
   bar.outline.set_visible(False)  # type: ignore[operator] # wrong in the stubs
   bar.set_label('load / fair share')
-  return _png(result)
+  return canvas.png(result)
 
 
-@_draw
+@canvas.draw
 def entropy_bars(
   entropy: Sequence[float], codes_per_level: Sequence[int]
 ) -> bytes:
@@ -304,11 +241,13 @@ def entropy_bars(
     entropy: mean softmax entropy per level, nats.
     codes_per_level: number of codes; ln of it is the most there can be.
   """
-  result, (ax,) = _new(height=2.7)
+  result, (ax,) = canvas.panels(height=2.7)
   places = np.arange(len(entropy))
   most = np.log(np.asarray(codes_per_level, np.float64))
-  ax.bar(places, most, width=0.5, color=GRID, label='uniform over all codes')
-  ax.bar(places, entropy, width=0.5, color=ACCENT, label='model')
+  ax.bar(
+    places, most, width=0.5, color=canvas.GRID, label='uniform over all codes'
+  )
+  ax.bar(places, entropy, width=0.5, color=canvas.ACCENT, label='model')
   for x, value in enumerate(entropy):
     ax.annotate(
       f'{value:.2f}',
@@ -320,9 +259,9 @@ def entropy_bars(
       fontweight='bold',
     )
   ax.set_xticks(places, [f'level {i + 1}' for i in places])
-  ax.tick_params(axis='x', length=0, labelcolor=INK)
+  ax.tick_params(axis='x', length=0, labelcolor=canvas.INK)
   ax.grid(axis='x', visible=False)
   ax.set_ylabel('entropy, nats')
   ax.set_ylim(0, 1.3 * max(most.max(), max(entropy)))
   ax.legend(loc='upper right', ncols=2)
-  return _png(result)
+  return canvas.png(result)

@@ -13,20 +13,9 @@ from onerec_jax import metrics
 from onerec_jax import workdir as workdir_lib
 from onerec_jax.data import catalog
 from onerec_jax.data import schema
+from onerec_jax.stages import report_curves
 from onerec_jax.stages import report_figures as figures
 from onerec_jax.stages import report_words as words
-
-
-def _series(
-  records: Sequence[Mapping[str, Any]], name: str
-) -> tuple[list[int], list[float]]:
-  """Returns the steps and finite values of a logged scalar."""
-  points = [
-    (r['step'], float(r[name]))
-    for r in records
-    if isinstance(r.get(name), int | float)
-  ]
-  return [p[0] for p in points], [p[1] for p in points]
 
 
 def training(
@@ -81,17 +70,10 @@ def _curves(
 ) -> None:
   """Adds every curve that the run has logged."""
 
-  def add(picture, names, *, caption, **options):
-    series = {n: _series(records, k) for n, k in names.items()}
-    series = {n: s for n, s in series.items() if s[0]}
-    if series:
-      pictures.add(
-        picture,
-        figures.curves(series, **options),
-        alt=f'{caption} Last values: '
-        + ', '.join(f'{n} {s[1][-1]:.4g}' for n, s in series.items()),
-        caption=caption,
-      )
+  def add(picture: str, names: Mapping[str, str], **options: Any) -> None:
+    report_curves.add_curves(
+      [(0, records)], names, pictures, picture, **options
+    )
 
   add(
     'loss',

@@ -4,6 +4,8 @@ Text only; knows no stage.
 """
 
 import base64
+import math
+from collections.abc import Iterable
 from collections.abc import Mapping
 from typing import Any
 
@@ -58,6 +60,62 @@ def percent(value: float | None, digits: int = 1) -> str:
 def seconds(value: float | None) -> str:
   """Returns a duration in seconds."""
   return UNKNOWN if value is None else f'{value:,.1f} s'
+
+
+def is_known(value: Any) -> bool:
+  """Returns whether a figure exists: JSON holds null or NaN where not."""
+  return value is not None and math.isfinite(value)
+
+
+def decimals(values: Iterable[Any]) -> int:
+  """Returns how many decimals a column needs: 4, more for small figures."""
+  top = max((abs(v) for v in values if is_known(v)), default=0.0)
+  return 4 if top <= 0 else min(max(4, 2 - math.floor(math.log10(top))), 8)
+
+
+def fixed(value: Any, digits: int = 4) -> str:
+  """Returns a figure with `digits` decimals."""
+  return f'{value:.{digits}f}' if is_known(value) else UNKNOWN
+
+
+def plus_minus(spread: Any, digits: int = 4) -> str:
+  """Returns '± 0.0090'."""
+  return f'± {fixed(spread, digits)}'
+
+
+def difference(interval: Mapping[str, Any], digits: int = 4) -> str:
+  """Returns a difference with its sign."""
+  if not is_known(interval['mean']):
+    return UNKNOWN
+  return f'{interval["mean"]:+.{digits}f}'.replace('-', '−')
+
+
+def difference_bounds(interval: Mapping[str, Any], digits: int = 4) -> str:
+  """Returns the interval of a difference as two signed numbers."""
+  low, high = interval['low'], interval['high']
+  if not is_known(low) or not is_known(high):
+    return UNKNOWN
+  return f'{low:+.{digits}f} to {high:+.{digits}f}'.replace('-', '−')
+
+
+def cell(text: str, small: str, *, best: bool = False) -> dict[str, Any]:
+  """Returns a table's cell: a figure with its spread, small, below it."""
+  known = text != UNKNOWN and UNKNOWN not in small
+  return {'text': text, 'small': small if known else '', 'best': best}
+
+
+def relative(interval: Mapping[str, Any], base: Any) -> str:
+  """Returns a difference as signed percents of `base`."""
+  if not is_known(interval['mean']) or not is_known(base) or not base:
+    return UNKNOWN
+  return f'{100 * interval["mean"] / base:+.1f} %'.replace('-', '−')
+
+
+def direction(interval: Mapping[str, Any]) -> int:
+  """Returns 1 or -1 if a difference excludes 0, else 0."""
+  if not is_known(interval['low']) or not is_known(interval['high']):
+    return 0
+  return int(interval['low'] > 0) - int(interval['high'] < 0)
 
 
 def label(metric: str) -> str:

@@ -16,11 +16,13 @@ from absl import logging
 
 from onerec_jax import config as config_lib
 from onerec_jax import workdir as workdir_lib
+from onerec_jax.stages import align
 from onerec_jax.stages import embed
 from onerec_jax.stages import evaluate
 from onerec_jax.stages import prepare
 from onerec_jax.stages import pretrain
 from onerec_jax.stages import report
+from onerec_jax.stages import reward
 from onerec_jax.stages import tokenize
 from onerec_jax.train import contract
 
@@ -31,6 +33,7 @@ class StageSpec:
 
   run: Callable[[config_lib.Experiment, workdir_lib.Workdir], dict[str, Any]]
   settings: Callable[[config_lib.Experiment], tuple[Any, ...]]
+  # Stages whose outcome it reads, as far as the experiment has them.
   after: tuple[config_lib.Stage, ...]
   # Costly results are never overwritten by another configuration.
   protected: bool = False
@@ -45,15 +48,47 @@ SPECS: dict[config_lib.Stage, StageSpec] = {
   ),
   'pretrain': StageSpec(
     pretrain.run,
-    lambda e: (e.seed, e.model, e.pretrain),
+    lambda e: (
+      e.seed,
+      e.architecture,
+      e.model if e.architecture == 'onerec' else e.sequential,
+      e.pretrain,
+    ),
     ('tokenize',),
     protected=True,
   ),
+  'reward': StageSpec(
+    reward.run,
+    lambda e: (e.seed, e.reward_model, e.reward),
+    ('tokenize',),
+    protected=True,
+  ),
+  'align': StageSpec(
+    align.run,
+    lambda e: (e.seed, e.preference, e.align),
+    ('pretrain', 'reward'),
+    protected=True,
+  ),
   'evaluate': StageSpec(
-    evaluate.run, lambda e: (e.seed, e.evaluate), ('pretrain',)
+    evaluate.run,
+    lambda e: (e.seed, e.evaluate),
+    ('pretrain', 'reward', 'align'),
   ),
   'report': StageSpec(report.run, lambda e: (), ('evaluate',)),
 }
+# Stages that an experiment may leave out.
+_OPTIONAL: tuple[config_lib.Stage, ...] = ('reward', 'align')
+
+
+def inputs(
+  experiment: config_lib.Experiment, stage: config_lib.Stage
+) -> tuple[config_lib.Stage, ...]:
+  """Returns the stages that `stage` of this experiment reads."""
+  return tuple(
+    s
+    for s in SPECS[stage].after
+    if s not in _OPTIONAL or s in experiment.stages
+  )
 
 
 def stage_digest(
@@ -61,7 +96,7 @@ def stage_digest(
 ) -> str:
   """Returns the hash of all settings that `stage` and its inputs depend on."""
   spec = SPECS[stage]
-  upstream = [stage_digest(experiment, s) for s in spec.after]
+  upstream = [stage_digest(experiment, s) for s in inputs(experiment, stage)]
   parts = [config_lib.to_dict(s) for s in spec.settings(experiment)]
   return config_lib.digest((*upstream, *map(str, parts)))
 
@@ -86,10 +121,10 @@ def _check_protected(
     if not changed:  # e.g. more steps: the run goes on
       continue
     raise ValueError(
-      f'{workdir.root / stage} was trained with other settings:\n  '
+      f'{workdir.folder(stage)} was trained with other settings:\n  '
       + '\n  '.join(changed)
       + '\nUse a new --workdir for the new settings, or delete'
-      f' {workdir.root / stage} to start over.'
+      f' {workdir.folder(stage)} to start over.'
     )
 
 
@@ -122,12 +157,12 @@ def run_stages(
     if resume and stage != 'report' and done and done['digest'] == digest:
       logging.info('%s: already complete, skipped', title)
       continue
-    for needed in SPECS[stage].after:
+    for needed in inputs(experiment, stage):
       before = workdir.result(needed)
       if before is None or before['digest'] != stage_digest(experiment, needed):
         raise FileNotFoundError(
           f'Stage {stage!r} needs {needed!r} with the same settings, and'
-          f' {workdir.root / needed} does not hold it. Run `python -m'
+          f' {workdir.folder(needed)} does not hold it. Run `python -m'
           f' onerec_jax.main run --config=... --workdir={workdir.root}`, which'
           ' runs what is missing.'
         )

@@ -6,21 +6,40 @@ semantic_ids.parquet and quality.json, and fails when the IDs are beyond
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
+from typing import Literal
+from typing import NamedTuple
 
 import numpy as np
 from absl import logging
 
 from onerec_jax import config as config_lib
+from onerec_jax import sharding
 from onerec_jax import workdir as workdir_lib
 from onerec_jax.data import catalog
 from onerec_jax.semantic_ids import collisions
 from onerec_jax.semantic_ids import quality
 from onerec_jax.semantic_ids import residual_kmeans
+from onerec_jax.stages import rqvae
 
-# The other quantizer is fitted for comparison only up to this catalogue size,
-# as it doubles the time of the stage.
+# Fitted beside the configured quantizer, for comparison.
+_COMPARED: tuple[Literal['balanced_kmeans', 'kmeans'], ...] = (
+  'balanced_kmeans',
+  'kmeans',
+)
+# Only up to this catalogue size, as it doubles the time of the stage.
 _MAX_COMPARED_ITEMS = 200_000
+
+
+class _Quantized(NamedTuple):
+  """What a quantizer made of the catalogue."""
+
+  codes: np.ndarray  # int32 [I, L]; before collisions are resolved
+  codebooks: residual_kmeans.Codebooks
+  points: np.ndarray  # float32 [I, Z]; what the codebooks quantize
+  reconstruct: Callable[[np.ndarray], np.ndarray]  # [I, L] -> [I, D]
+  details: dict[str, Any]  # how it went; extra entries of its report
 
 
 def run(
@@ -30,8 +49,9 @@ def run(
 
   Returns:
     digest, codes_per_level, moved, unresolved; quality: `quality.report` of
-    the final IDs; quantizers: by name, the configured quantizer and the other
-    one at the same seed, as encoded and before collisions are resolved.
+    the final IDs; quantizers: by name, the configured quantizer and both
+    k-means at the same seed, as encoded and before collisions are resolved.
+    All reconstructions are of the item vectors, hence comparable.
 
   Raises:
     ValueError: the embeddings do not fit the catalogue, there are fewer items
@@ -54,18 +74,19 @@ def run(
   folder = workdir.stage('tokenize')
 
   # --- Fit and encode ---
-  fit, codes, described = _quantize(
-    embeddings, categories, config=config, seed=experiment.seed
-  )
+  if config.quantizer == 'rqvae':
+    quantized = _train_rqvae(embeddings, experiment, workdir)
+  else:
+    quantized = _fit_kmeans(embeddings, config=config, seed=experiment.seed)
   resolution = collisions.resolve(
-    codes,
+    quantized.codes,
     policy=config.collision,
-    codebooks=fit.codebooks,
-    embeddings=embeddings,
+    codebooks=quantized.codebooks,
+    embeddings=quantized.points,
     popularity=catalog.train_counts(workdir.data),
   )
   ids = resolution.ids
-  residual_kmeans.write_codebooks(folder / 'codebooks.npz', fit.codebooks)
+  residual_kmeans.write_codebooks(folder / 'codebooks.npz', quantized.codebooks)
   catalog.write_semantic_ids(
     folder / 'semantic_ids.parquet',
     item_ids=catalog.item_ids(workdir.data),
@@ -75,22 +96,22 @@ def run(
   )
 
   # --- Judge ---
-  quantizers = {config.quantizer: described}
-  if num_items <= _MAX_COMPARED_ITEMS:
-    other = 'kmeans' if config.quantizer != 'kmeans' else 'balanced_kmeans'
-    _, _, quantizers[other] = _quantize(
-      embeddings,
-      categories,
-      config=dataclasses.replace(config, quantizer=other),
-      seed=experiment.seed,
-    )
+  quantizers = {
+    config.quantizer: _describe(quantized, embeddings, categories, config)
+  }
+  for other in _COMPARED if num_items <= _MAX_COMPARED_ITEMS else ():
+    if other != config.quantizer:
+      fitted = _fit_kmeans(
+        embeddings,
+        config=dataclasses.replace(config, quantizer=other),
+        seed=experiment.seed,
+      )
+      quantizers[other] = _describe(fitted, embeddings, categories, config)
   judged = quality.report(
     ids.codes,
     codes_per_level=ids.codes_per_level,
     embeddings=embeddings,
-    reconstructed=residual_kmeans.reconstruct(
-      fit.codebooks, ids.codes[:, : config.levels]
-    ),
+    reconstructed=quantized.reconstruct(ids.codes[:, : config.levels]),
     categories=categories,
   )
   result = {
@@ -124,31 +145,72 @@ def run(
   return result
 
 
-def _quantize(
-  embeddings: np.ndarray,
-  categories: list[list[str]],
-  *,
-  config: config_lib.TokenizerConfig,
-  seed: int,
-) -> tuple[residual_kmeans.Fit, np.ndarray, dict[str, Any]]:
-  """Returns a fit, the codes before collisions are resolved, and a report."""
+def _fit_kmeans(
+  embeddings: np.ndarray, *, config: config_lib.TokenizerConfig, seed: int
+) -> _Quantized:
+  """Returns residual k-means of the item vectors themselves."""
   fit = residual_kmeans.fit_codebooks(embeddings, config=config, seed=seed)
-  codes = residual_kmeans.corpus_codes(
-    fit, embeddings, assignment=config.corpus_assignment
-  )
-  described = quality.report(
-    codes,
-    codes_per_level=(config.codes_per_level,) * config.levels,
-    embeddings=embeddings,
-    reconstructed=residual_kmeans.reconstruct(fit.codebooks, codes),
-    categories=categories,
-  )
   # While fitting, balanced clusters are even; the nearest codes need not be.
-  described['fit'] = [
+  levels = [
     {
       **level,
       'labels': quality.usage(labels, num_codes=config.codes_per_level),
     }
     for level, labels in zip(fit.levels, fit.fitted_labels.T, strict=True)
   ]
-  return fit, codes, described
+  return _Quantized(
+    codes=residual_kmeans.corpus_codes(
+      fit, embeddings, assignment=config.corpus_assignment
+    ),
+    codebooks=fit.codebooks,
+    points=embeddings,
+    reconstruct=lambda c: residual_kmeans.reconstruct(fit.codebooks, c),
+    details={'fit': levels},
+  )
+
+
+def _train_rqvae(
+  embeddings: np.ndarray,
+  experiment: config_lib.Experiment,
+  workdir: workdir_lib.Workdir,
+) -> _Quantized:
+  """Returns residual codes of a trained encoder's latent vectors."""
+  config = experiment.tokenizer
+  if config.corpus_assignment != 'nearest':
+    raise ValueError(
+      f'tokenizer.corpus_assignment={config.corpus_assignment!r} needs balanced'
+      " clusters, which tokenizer.quantizer='rqvae' has not: set"
+      " tokenizer.corpus_assignment='nearest'."
+    )
+  trained = rqvae.train(
+    embeddings,
+    config=config,
+    seed=experiment.seed,
+    mesh=sharding.make_mesh(experiment.mesh),
+    folder=workdir.stage('tokenize') / 'rqvae',
+  )
+  latents = trained.encode(embeddings)
+  return _Quantized(
+    codes=residual_kmeans.encode(trained.codebooks, latents),
+    codebooks=trained.codebooks,
+    points=latents,
+    reconstruct=trained.reconstruct,
+    details={'training': trained.summary},
+  )
+
+
+def _describe(
+  quantized: _Quantized,
+  embeddings: np.ndarray,
+  categories: list[list[str]],
+  config: config_lib.TokenizerConfig,
+) -> dict[str, Any]:
+  """Returns the report on the codes before collisions are resolved."""
+  described = quality.report(
+    quantized.codes,
+    codes_per_level=(config.codes_per_level,) * config.levels,
+    embeddings=embeddings,
+    reconstructed=quantized.reconstruct(quantized.codes),
+    categories=categories,
+  )
+  return {**described, **quantized.details}

@@ -4,6 +4,7 @@ Read from the work directory alone, on whatever devices there are.  Trains
 nothing and writes nothing.
 """
 
+from collections.abc import Iterable
 from collections.abc import Sequence
 from typing import Any
 from typing import Literal
@@ -12,17 +13,24 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from absl import logging
+from etils import epath
 from jax.sharding import Mesh
 
 from onerec_jax import batch as batch_lib
 from onerec_jax import config
 from onerec_jax import sharding
 from onerec_jax import workdir as workdir_lib
+from onerec_jax.data import catalog
+from onerec_jax.decoding import catalogue_ranking
 from onerec_jax.decoding import recommend as decoding
-from onerec_jax.model import onerec
+from onerec_jax.model import sequential as sequence_model
+from onerec_jax.objectives import base
+from onerec_jax.objectives import pretrain as onerec_objective
+from onerec_jax.objectives import sequential as sequential_objective
 from onerec_jax.semantic_ids import prefix_trie
 from onerec_jax.semantic_ids import table
 from onerec_jax.stages import pretrain
+from onerec_jax.stages import sequential
 from onerec_jax.train import checkpoints
 from onerec_jax.train import contract
 
@@ -30,13 +38,17 @@ from onerec_jax.train import contract
 class Trained(NamedTuple):
   """A model and the catalogue it speaks of, placed on `mesh`."""
 
-  experiment: config.Experiment  # the settings it was trained with
-  model: onerec.OneRec
+  # The settings it was trained with; their `architecture` says what it is.
+  experiment: config.Experiment
+  model: Any  # onerec.OneRec or model.sequential.SequenceModel
   params: Any
-  router_bias: jax.Array
+  router_bias: Any  # f32 [layers, E]; None: an item-level baseline
+  # Where `tokenize` has not run, as item-level baselines allow: every item is
+  # its own ID.
   ids: table.SemanticIds
   item_codes: jax.Array  # int32 [num_items, L]
   trie: prefix_trie.PrefixTrie
+  attributes: sequence_model.ItemAttributes | None  # fdsa only
   mesh: Mesh
   step: int
   differences: list[str]  # settings that changed since it was trained
@@ -47,8 +59,10 @@ class Answers(NamedTuple):
 
   items: np.ndarray  # int [B, K]; -1 fills
   scores: np.ndarray  # float [B, K]; log-probability, nats
-  entropy: np.ndarray  # float [B, L]; of the code given its prefix, nats
-  generated: np.ndarray  # int [B]; hypotheses
+  # float [B, L]; of the code given its prefix, nats; item-level baselines
+  # have no codes: [B, 0]
+  entropy: np.ndarray
+  generated: np.ndarray  # int [B]; hypotheses, or items that were ranked
   legal: np.ndarray  # int [B]; of these, the ones that are items
 
 
@@ -57,6 +71,7 @@ def load(
   workdir: workdir_lib.Workdir,
   *,
   which: Literal['best', 'latest'],
+  folder: epath.Path | None = None,
 ) -> Trained:
   """Restores the checkpoint and everything needed to decode.
 
@@ -67,10 +82,12 @@ def load(
     experiment: present settings.
     workdir: of the run.
     which: checkpoint to take.
+    folder: of the training; None: that of the stage `pretrain`.
 
   Raises:
     FileNotFoundError: a stage has not run; says which.
     contract.Mismatch: the semantic IDs are not those of the training.
+    ValueError: a baseline was trained on another catalogue.
   """
   if jax.process_count() > 1:
     raise ValueError(
@@ -78,28 +95,42 @@ def load(
       f' {jax.process_count()}: run the command once more on one host; the'
       ' checkpoint restores on any number of devices.'
     )
-  ids = pretrain.read_semantic_ids(workdir)
-  mesh = _mesh(experiment.mesh)
-  restored = checkpoints.restore_for_evaluation(
-    workdir.folder(pretrain.STAGE),
-    which=which,
-    mesh=mesh,
-    ids_digest=ids.digest(),
-  )
+  if experiment.architecture == 'onerec':
+    ids = pretrain.read_semantic_ids(workdir)
+  else:
+    ids = _ids_if_any(workdir)
+  stages = [pretrain.STAGE]
+  if folder is None:
+    folder = workdir.folder(pretrain.STAGE)
+  else:  # what it was trained with besides
+    stages += ['reward', 'preference', 'align']
+  mesh = make_mesh(experiment.mesh)
+  restored = checkpoints.restore_for_evaluation(folder, which=which, mesh=mesh)
   used = restored.experiment or experiment
+  where = f'{folder / checkpoints.FOLDER / str(restored.step)}'
+  if used.architecture == 'onerec':
+    contract.check_semantic_ids(restored.ids_digest, ids.digest(), where)
+    model, attributes = pretrain.make_model(used, ids, mesh), None
+    settings = ('embed', 'tokenizer', 'model')
+  else:
+    catalogue = sequential.read_catalogue(used, workdir)
+    model = sequential.make_model(used, catalogue, mesh)
+    attributes = catalogue.attributes
+    sequential.check_fits(model, restored.params, where)
+    settings = ('sequential',)
   differences = [
     line
     for line in contract.differences(
       config.to_dict(used), config.to_dict(experiment)
     )
-    if line.startswith(('data', 'embed', 'tokenizer', 'model', pretrain.STAGE))
+    if line.startswith(('architecture', 'data', *settings, *stages))
   ]
   for line in differences:
     logging.warning('differs from the training, which counts: %s', line)
   whole = sharding.replicated(mesh)
   return Trained(
     experiment=used,
-    model=pretrain.make_model(used, ids, mesh),
+    model=model,
     params=restored.params,
     router_bias=restored.model_state,
     ids=ids,
@@ -110,19 +141,83 @@ def load(
       ),
       whole,
     ),
+    attributes=jax.device_put(attributes, whole),
     mesh=mesh,
     step=restored.step,
     differences=differences,
   )
 
 
-def _mesh(wanted: config.MeshConfig) -> Mesh:
+def _ids_if_any(workdir: workdir_lib.Workdir) -> table.SemanticIds:
+  """Returns the semantic IDs, or one code per item where there are none."""
+  if (workdir.tokenizer / 'semantic_ids.parquet').exists():
+    return pretrain.read_semantic_ids(workdir)
+  num_items = catalog.num_items(workdir.data)
+  return table.SemanticIds(
+    np.arange(num_items, dtype=np.int32)[:, None],
+    (num_items,),
+    np.zeros(num_items, np.int32),
+  )
+
+
+def make_mesh(wanted: config.MeshConfig) -> Mesh:
   """Returns the configured mesh, or all devices as data where it cannot be."""
   try:
     return sharding.make_mesh(wanted)
   except ValueError as error:
     logging.info('%s Evaluating on all %d devices.', error, jax.device_count())
     return sharding.make_mesh(config.MeshConfig())
+
+
+# --- Teacher forcing --------------------------------------------------------
+
+
+def teacher_forced(
+  trained: Trained, batches: Iterable[batch_lib.SessionBatch]
+) -> dict[str, float]:
+  """Returns loss and accuracies given the true items and codes before.
+
+  Args:
+    trained: from `load`.
+    batches: NumPy, with targets; their rows divide by the devices.
+
+  Returns:
+    OneRec: 'token_loss' (nats) and 'accuracy/level_l' per code; baselines:
+    'item_loss' (nats) and 'accuracy' per target item.
+  """
+  objective = _objective(trained)
+  frozen = {'attributes': trained.attributes}
+  if trained.experiment.architecture == 'onerec':
+    frozen = {'item_codes': trained.item_codes}
+
+  @jax.jit
+  def step(params: Any, state: Any, frozen: Any, batch: Any):
+    return objective(params, state, frozen, batch, None).metrics
+
+  total: dict[str, batch_lib.Mean] = {}
+  for batch in batches:
+    placed = sharding.place_batch(batch, trained.mesh)
+    found = jax.device_get(
+      step(trained.params, trained.router_bias, frozen, placed)
+    )
+    for name, value in found.items():
+      if np.ndim(value.total) == 0:
+        total[name] = total[name] + value if name in total else value
+  return {
+    name: float(value.total) / max(float(value.count), 1e-9)
+    for name, value in total.items()
+    if name in ('token_loss', 'item_loss') or name.startswith('accuracy')
+  }
+
+
+def _objective(trained: Trained) -> base.Objective:
+  train = trained.experiment.pretrain
+  if trained.experiment.architecture == 'onerec':
+    return onerec_objective.make_objective(trained.model, train)
+  return sequential_objective.make_objective(trained.model, train)
+
+
+# --- Ranking ----------------------------------------------------------------
 
 
 class Recommender:
@@ -141,15 +236,18 @@ class Recommender:
 
     Args:
       trained: from `load`.
-      settings: beams, constraint, exclusions.
+      settings: beams, constraint, exclusions; of these, baselines know the
+        exclusions.
       top_k: items per user (K).
       batch_size: rows wanted per call.
       max_excluded: most items that any user will exclude.
     """
     self._trained = trained
-    self._function = decoding.make_recommender(
-      trained.model, settings, top_k=top_k
-    )
+    self._is_baseline = trained.experiment.architecture != 'onerec'
+    make = decoding.make_recommender
+    if self._is_baseline:
+      make = catalogue_ranking.make_ranker
+    self._function = make(trained.model, settings, top_k=top_k)
     shards = trained.mesh.size
     # Every device gets the same number of rows.
     self.batch_size = -(-batch_size // shards) * shards
@@ -168,6 +266,8 @@ class Recommender:
     excluded = decoding.exclusion_array(seen, width=self._excluded)
     t = self._trained
     placed, excluded = sharding.place_batch((batch, excluded), t.mesh)
+    if self._is_baseline:
+      return self._rank(placed, excluded)
     result = jax.device_get(
       self._function(
         t.params, t.router_bias, t.item_codes, t.trie, placed, excluded
@@ -179,4 +279,18 @@ class Recommender:
       entropy=np.asarray(result.hypotheses.entropy, np.float64),
       generated=np.asarray(result.generated),
       legal=np.asarray(result.legal),
+    )
+
+  def _rank(self, placed: Any, excluded: Any) -> Answers:
+    t = self._trained
+    result = jax.device_get(
+      self._function(t.params, t.attributes, placed, excluded)
+    )
+    listed = np.asarray(result.valid).sum(axis=1)
+    return Answers(
+      items=np.asarray(result.items, np.int64),
+      scores=np.asarray(result.scores, np.float64),
+      entropy=np.zeros((len(listed), 0)),
+      generated=listed,
+      legal=listed,
     )

@@ -28,6 +28,17 @@ _FREE = (
 )
 
 
+# Top-level settings that a training stage does not read.
+_ALIGNMENT = ('reward_model', 'reward', 'preference', 'align', 'sweep')
+_GENERATOR = ('architecture', 'model', 'sequential', 'pretrain')
+_UNREAD = {
+  'tokenize': _GENERATOR + _ALIGNMENT,
+  'pretrain': _ALIGNMENT,
+  'reward': (*_GENERATOR, 'preference', 'align', 'sweep'),
+  'align': ('sweep',),
+}
+
+
 class Mismatch(ValueError):
   """A checkpoint that does not belong to the present settings or IDs."""
 
@@ -134,6 +145,7 @@ def split_differences(
     stage: the training stage.
   """
   free = tuple(path.format(stage=stage) for path in _FREE)
+  free += _UNREAD.get(stage, ())
   harmless, refused = [], []
   for line in differences(saved, now):
     allowed = any(line.startswith((f'{f}:', f'{f}.')) for f in free)

@@ -12,6 +12,7 @@ from onerec_jax.data import catalog
 from onerec_jax.semantic_ids import table
 from onerec_jax.stages import comparison
 from onerec_jax.stages import evaluate
+from onerec_jax.stages import predictions
 from onerec_jax.stages import trained
 
 NONE = metrics.NO_ITEM
@@ -168,7 +169,7 @@ def test_a_missing_checkpoint_names_the_stage_to_run(tiny_run, tmp_path):
 def test_the_table_shows_every_method_and_the_difference(outcome):
   _, _, result = outcome
   console = rich.console.Console(file=io.StringIO(), width=200)
-  evaluate.print_table(result, console)
+  predictions.print_table(result, console)
   text = console.file.getvalue()
   for method in result['methods'].values():
     assert method['title'] in text

@@ -71,7 +71,7 @@ def test_files_and_result_agree(tmp_path):
   np.testing.assert_array_equal(
     ids.codes, residual_kmeans.encode(codebooks, embeddings)
   )
-  # Both quantizers are reported; while fitting, balanced clusters are even.
+  # Both k-means are reported; while fitting, balanced clusters are even.
   balanced = result['quantizers']['balanced_kmeans']
   for level in balanced['fit']:
     assert level['labels']['largest'] - level['labels']['smallest'] == 1
@@ -113,3 +113,49 @@ def test_embeddings_of_another_catalogue_are_refused(tmp_path):
 def test_more_codes_than_items_are_refused(tmp_path):
   with pytest.raises(ValueError, match='60 points cannot fill 61'):
     tokenize.run(_with(codes_per_level=61), _workdir(tmp_path))
+
+
+_RQVAE = {
+  'quantizer': 'rqvae',
+  'rqvae': config_lib.RQVAEConfig(
+    hidden_dims=(16,), latent_dim=4, batch_size=16, num_steps=60
+  ),
+}
+
+
+@pytest.mark.parametrize('collision', ['bucket', 'append', 'reassign'])
+def test_rqvae_is_judged_beside_both_kmeans(tmp_path, collision):
+  workdir = _workdir(tmp_path)
+  result = tokenize.run(_with(collision=collision, **_RQVAE), workdir)
+  assert set(result['quantizers']) == {'rqvae', 'balanced_kmeans', 'kmeans'}
+  ours = result['quantizers']['rqvae']
+  assert ours['training']['steps'] == 60
+  # All errors are shares of the same vectors; 1 would be their mean alone.
+  errors = [
+    entry['reconstruction']['unexplained']
+    for entry in (*result['quantizers'].values(), result['quality'])
+  ]
+  assert all(0 < error < 0.8 for error in errors)
+  codebooks = residual_kmeans.read_codebooks(
+    workdir.tokenizer / 'codebooks.npz'
+  )
+  assert codebooks.codebooks.shape == (2, 8, 4)  # of latent vectors
+  # Only the rest that the policy could not separate shares an ID.
+  shared = result['quality']['ids']['collision_share']
+  before = ours['ids']['collision_share']
+  assert before > 0
+  assert shared == before if collision == 'bucket' else shared < before
+  ids = catalog.read_semantic_ids(workdir.tokenizer / 'semantic_ids.parquet')
+  assert ids.levels == (3 if collision == 'append' else 2)
+  assert ids.digest() == result['digest']
+  # A second run finds the finished training.
+  again = tokenize.run(_with(collision=collision, **_RQVAE), workdir)
+  assert again['digest'] == result['digest']
+  assert len(list((workdir.tokenizer / 'rqvae').iterdir())) == 1
+
+
+def test_rqvae_has_no_balanced_labels(tmp_path):
+  with pytest.raises(ValueError, match="corpus_assignment='nearest'"):
+    tokenize.run(
+      _with(corpus_assignment='balanced', **_RQVAE), _workdir(tmp_path)
+    )

@@ -1,0 +1,101 @@
+"""The rows of v1 Table 1 and of its ablations, shared by the sweeps.
+
+Every row is the sweep's experiment with some settings changed; nothing here
+depends on a data set.
+"""
+
+from typing import Any
+
+BASE = 'OneRec-L'
+
+_BEFORE = ('prepare', 'embed', 'tokenize', 'pretrain')
+_ALIGNED = ('prepare', 'embed', 'tokenize', 'pretrain', 'reward', 'align')
+_LOSSES = {
+  'DPO': 'dpo',
+  'IPO': 'ipo',
+  'cDPO': 'cdpo',
+  'rDPO': 'rdpo',
+  'CPO': 'cpo',
+  'SimPO': 'simpo',
+  'S-DPO': 'sdpo',
+}
+
+
+def _row(name: str, published: str | None, **overrides: Any) -> dict[str, Any]:
+  return {'name': name, 'published': published, 'overrides': overrides}
+
+
+def baselines() -> list[dict[str, Any]]:
+  """Item-level baselines, on the same examples."""
+  return [
+    _row(name, name, architecture=name.lower(), stages=_BEFORE)
+    for name in ('SASRec', 'BERT4Rec', 'FDSA')
+  ]
+
+
+def tiger(
+  name: str, published: str, *, model: dict[str, Any]
+) -> dict[str, Any]:
+  """TIGER: RQ-VAE codes with a 4th, dense decoder, one next item.
+
+  The settings of the RQ-VAE are the sweep's tokenizer.rqvae.
+  """
+  return _row(
+    name,
+    published,
+    stages=_BEFORE,
+    data={'sessions': {'items_per_session': 1}},
+    tokenizer={'quantizer': 'rqvae', 'collision': 'append'},
+    model={'moe': {'enabled': False}, 'user_buckets': 2000, **model},
+    # No room for a continued session; the list's length is the sweep's.
+    evaluate={'decoding': {'continue_items': 0, 'num_items': 1}},
+    preference={'rollout': {'num_items': 1, 'continue_items': 0}},
+  )
+
+
+def onerec(
+  name: str, published: str, *, model: dict[str, Any]
+) -> dict[str, Any]:
+  """OneRec before alignment, at one size."""
+  return _row(name, published, stages=_BEFORE, model=model)
+
+
+def aligned(
+  name: str, published: str | None, *, model: dict[str, Any], **overrides: Any
+) -> dict[str, Any]:
+  """OneRec after alignment; `overrides` are the sweep's own settings."""
+  return _row(name, published, stages=_ALIGNED, model=model, **overrides)
+
+
+def ipa(
+  *, model: dict[str, Any], name: str = '+IPA', **preference: Any
+) -> dict[str, Any]:
+  """Iterative preference alignment on the model's own beam."""
+  return aligned(name, '+IPA', model=model, preference=preference)
+
+
+def logged_losses(
+  *, model: dict[str, Any], rounds: int, steps_per_round: int
+) -> list[dict[str, Any]]:
+  """Every loss on fixed pairs from the log, with IPA's number of steps.
+
+  Chosen is the logged session, rejected another user's (S-DPO: three).
+  """
+  return [
+    aligned(
+      f'+{name}',
+      f'+{name}',
+      model=model,
+      preference={
+        'loss': loss,
+        'pairs': 'logged',
+        'rounds': 1,
+        'num_rejected': 3 if loss == 'sdpo' else 1,
+      },
+      align={
+        'num_steps': rounds * steps_per_round,
+        'evaluate_every_steps': rounds * steps_per_round,
+      },
+    )
+    for name, loss in _LOSSES.items()
+  ]

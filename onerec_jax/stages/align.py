@@ -1,0 +1,314 @@
+"""Stage `align`: rounds of preference pairs and training on them (IPA).
+
+Round t: the model after round t - 1 generates, the reward model chooses best
+and worst, and training on L_NTP + λ L_DPO starts from that same model, which
+is the reference.  Every round has its folder, round_01 and so on.
+"""
+
+from collections.abc import Callable
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from etils import epath
+
+from onerec_jax import config as config_lib
+from onerec_jax import sharding
+from onerec_jax import workdir as workdir_lib
+from onerec_jax.data import examples
+from onerec_jax.data import pipeline
+from onerec_jax.data import preference_pairs
+from onerec_jax.model import onerec
+from onerec_jax.model import parameters
+from onerec_jax.objectives import align as objective_lib
+from onerec_jax.stages import pretrain
+from onerec_jax.stages import reward_model as reward_lib
+from onerec_jax.stages import rollouts
+from onerec_jax.stages import session_evaluation
+from onerec_jax.stages import trained as trained_lib
+from onerec_jax.train import contract
+from onerec_jax.train import loop
+from onerec_jax.train import optimizer as optimizer_lib
+from onerec_jax.train import preemption
+from onerec_jax.train import state as state_lib
+
+STAGE = 'align'
+
+
+def round_folder(workdir: workdir_lib.Workdir, number: int) -> epath.Path:
+  """Returns the folder of round 1, 2, ...: pairs, checkpoints and logs."""
+  return workdir.folder(STAGE) / f'round_{number:02d}'
+
+
+def last_round_folder(
+  experiment: config_lib.Experiment, workdir: workdir_lib.Workdir
+) -> epath.Path:
+  """Returns where the aligned model is."""
+  return round_folder(workdir, experiment.preference.rounds)
+
+
+def run(
+  experiment: config_lib.Experiment, workdir: workdir_lib.Workdir
+) -> dict[str, Any]:
+  """Aligns the pre-trained model, continuing where a killed run stopped.
+
+  Returns:
+    Per round: pairs, skips and their reasons, seconds by kind, final figures.
+
+  Raises:
+    contract.Mismatch: the pre-trained or the reward model does not fit.
+    ValueError: no pair could be made.
+    loop.NonFinite, preemption.Preempted: see `loop.train`.
+  """
+  seed_model = trained_lib.load(
+    experiment, workdir, which=experiment.evaluate.checkpoint
+  )
+  _check_model(experiment, seed_model, workdir)
+  reward = None
+  if experiment.preference.pairs == 'beam_rm':
+    reward = reward_lib.load(
+      experiment, workdir, seed_model.ids, seed_model.mesh
+    )
+  store = pretrain.open_examples(workdir, 'train')
+  policy, rounds = seed_model, []
+  for number in range(1, experiment.preference.rounds + 1):
+    path = round_folder(workdir, number)
+    path.mkdir(parents=True, exist_ok=True)
+    _agree_on_steps(path, experiment.align.num_steps)
+    result = workdir_lib.read_json(path / workdir_lib.RESULT)
+    if result is None:
+      logging.info('round %d of %d', number, experiment.preference.rounds)
+      result = _Round(experiment, workdir, policy, reward, store, number).run()
+      workdir_lib.write_json(path / workdir_lib.RESULT, result)
+    rounds.append(result)
+    policy = trained_lib.load(experiment, workdir, which='latest', folder=path)
+  return {
+    'loss': experiment.preference.loss,
+    'pairs': experiment.preference.pairs,
+    'seed_step': seed_model.step,
+    'rounds': rounds,
+    'training_seconds': sum(r['training_seconds'] for r in rounds),
+    'rollout_seconds': sum(
+      sum(r['rollouts']['seconds'].values()) for r in rounds
+    ),
+  }
+
+
+def _check_model(
+  experiment: config_lib.Experiment,
+  seed_model: trained_lib.Trained,
+  workdir: workdir_lib.Workdir,
+) -> None:
+  """Raises unless the configured model is the one that was pre-trained."""
+  changed = contract.differences(
+    config_lib.to_dict(seed_model.experiment.model),
+    config_lib.to_dict(experiment.model),
+    'model',
+  )
+  # What is not a matter of shapes and probabilities may change.
+  if [c for c in changed if not c.startswith('model.dropout_rate')]:
+    raise contract.Mismatch(
+      f'{workdir.folder(pretrain.STAGE)} holds a model of other settings, which'
+      ' cannot be the reference of this alignment (checkpoint -> now):\n  '
+      + '\n  '.join(changed)
+      + '\nUndo the changes, or pre-train again in a new --workdir.'
+    )
+
+
+def _agree_on_steps(path: epath.Path, num_steps: int) -> None:
+  """Raises if the round was begun with another number of steps.
+
+  Unlike other training stages a round cannot be lengthened: its pairs were
+  counted for, and spread over, so many steps.
+  """
+  plan = workdir_lib.read_json(path / 'plan.json')
+  if plan is None:
+    workdir_lib.write_json(path / 'plan.json', {'num_steps': num_steps})
+  elif plan['num_steps'] != num_steps:
+    raise contract.Mismatch(
+      f'{path} was begun with align.num_steps={plan["num_steps"]}, now it is'
+      f' {num_steps}. Put it back, raise preference.rounds, or delete'
+      f' {path.parent} to align anew.'
+    )
+
+
+class _Round:
+  """One round: pairs from the policy, then training from it."""
+
+  def __init__(
+    self,
+    experiment: config_lib.Experiment,
+    workdir: workdir_lib.Workdir,
+    policy: trained_lib.Trained,
+    reward: reward_lib.RewardModel | None,
+    store: examples.ExampleStore,
+    number: int,
+  ):
+    self._experiment = experiment
+    self._workdir = workdir
+    self._policy = policy
+    self._reward = reward
+    self._store = store
+    self._number = number
+    self._folder = round_folder(workdir, number)
+    # Other samples in other order each round.
+    self._seed = experiment.seed + 1000 * number
+
+  def run(self) -> dict[str, Any]:
+    pairs, statistics = self._pairs()
+    result = loop.train(self._job(pairs), self._state())
+    seconds = result.seconds
+    steps = int(result.state.step)
+    return {
+      'round': self._number,
+      'steps': steps,
+      'samples': steps * self._experiment.align.batch_size,
+      'rollouts': statistics,
+      'final': result.final,
+      'best': result.best,
+      'training_seconds': seconds['train'],
+      'compile_seconds': seconds['compile'],
+      'validation_seconds': seconds['validate'],
+    }
+
+  def _pairs(self) -> tuple[preference_pairs.Pairs, dict[str, Any]]:
+    e, preference = self._experiment, self._experiment.preference
+    samples = e.align.num_steps * e.align.batch_size
+    # At least one: a share of nothing would be a silent no-op.
+    count = max(round(preference.sample_share * samples), 1)
+    ids = preference_pairs.choose_examples(
+      self._store.index.num_examples, count=count, key=(self._seed,)
+    )
+    if len(ids) < count:
+      logging.info(
+        'pairs: every one of %d training examples instead of %d',
+        len(ids),
+        count,
+      )
+    maker = rollouts.Rollouts(
+      self._policy,
+      self._reward,
+      preference,
+      self._store,
+      history_length=e.data.history_length,
+    )
+    with preemption.StopSignal() as stop:
+
+      def poll() -> None:
+        if stop.requested():
+          logging.warning('SIGTERM: stopped while making pairs.')
+          raise preemption.Preempted(preemption.PREEMPTED_STATUS)
+
+      pairs, statistics = maker.make(
+        ids, self._folder, key=(self._seed,), poll=poll
+      )
+    logging.info(
+      'pairs: %d of %d users; skipped %s; seconds %s',
+      statistics['pairs'],
+      statistics['users'],
+      statistics['skipped'],
+      {k: round(v, 1) for k, v in statistics['seconds'].items()},
+    )
+    return pairs, statistics
+
+  def _optimizer(self, names: Any) -> optimizer_lib.Optimizer:
+    train = self._experiment.align
+    return optimizer_lib.make_optimizer(
+      train.optimizer,
+      num_steps=train.num_steps,
+      decay=optimizer_lib.decay_mask(names),
+    )
+
+  def _names(self) -> Any:
+    return parameters.logical_names(onerec.abstract_params(self._policy.model))
+
+  def _state(self) -> state_lib.TrainState:
+    """Returns step 0 of the round: the policy, with a fresh optimizer."""
+    policy, names = self._policy, self._names()
+    params = jax.tree.map(np.asarray, jax.device_get(policy.params))
+    return state_lib.create(
+      params,
+      np.asarray(jax.device_get(policy.router_bias)),
+      self._optimizer(names).transformation,
+      ema=self._experiment.align.ema_decay is not None,
+      mesh=policy.mesh,
+      shardings=sharding.parameter_shardings(policy.mesh, names, params),
+    )
+
+  def _job(self, pairs: preference_pairs.Pairs) -> loop.Job:
+    e, policy = self._experiment, self._policy
+    names = self._names()
+    process = {
+      'process_index': jax.process_index(),
+      'process_count': jax.process_count(),
+    }
+    frozen: objective_lib.Frozen = {
+      'item_codes': policy.item_codes,
+      'reference_bias': policy.router_bias,
+    }
+    batches = preference_pairs.PreferenceBatches(
+      pipeline.train_batches(
+        self._store, data=e.data, train=e.align, seed=self._seed, **process
+      ),
+      self._store,
+      pairs,
+      num_steps=e.align.num_steps,
+      history_length=e.data.history_length
+      + e.preference.rollout.continue_items,
+      multiple=policy.mesh.size,
+      key=(self._seed,),
+      **process,
+    )
+    return loop.Job(
+      objective=objective_lib.make_objective(
+        policy.model, e.align, e.preference
+      ),
+      optimizer=self._optimizer(names),
+      train=e.align,
+      seed=self._seed,
+      mesh=policy.mesh,
+      folder=self._folder,
+      contract=contract.make_contract(
+        stage=STAGE,
+        experiment=e,
+        semantic_ids=policy.ids.digest(),
+        params=policy.params,
+        names=names,
+      ),
+      batches=batches,
+      frozen=frozen,
+      evaluate=self._validation(),
+      best_metric='valid/reward_mean',
+      best_mode='max',
+    )
+
+  def _validation(
+    self,
+  ) -> Callable[[Any, Any, Callable[[], None]], Mapping[str, float]] | None:
+    """Returns the function that scores sessions of validation users."""
+    e = self._experiment
+    if not e.align.evaluate_every_steps or 'reward' not in e.stages:
+      return None
+    judge = self._reward or reward_lib.load(
+      e, self._workdir, self._policy.ids, self._policy.mesh
+    )
+    store = pretrain.open_examples(self._workdir, 'valid')
+    ids = session_evaluation.choose_users(
+      store, max_users=e.align.evaluate_examples
+    )
+    generator = session_evaluation.make_generator(
+      self._policy, e, store, num_items=e.reward_model.items_per_session
+    )
+    scorer = session_evaluation.Scorer(
+      judge, store, history_length=e.data.history_length
+    )
+
+    def evaluate(
+      params: Any, router_bias: Any, poll: Callable[[], None]
+    ) -> Mapping[str, float]:
+      found = generator(ids, params=params, router_bias=router_bias, poll=poll)
+      return session_evaluation.validation_figures(scorer, ids, found)
+
+    return evaluate

@@ -1,0 +1,290 @@
+"""`sweep`: all rows of a table on the same data, judged by one reward model.
+
+Stages with equal settings are run once: their folders are named after the
+digest of all they depend on.  A killed sweep goes on where it was.
+"""
+
+import re
+import time
+from typing import Any
+from typing import NamedTuple
+
+import numpy as np
+from absl import logging
+
+from onerec_jax import config as config_lib
+from onerec_jax import config_tree
+from onerec_jax import session_rewards
+from onerec_jax import workdir as workdir_lib
+from onerec_jax.data import catalog
+from onerec_jax.stages import align
+from onerec_jax.stages import report_sweep
+from onerec_jax.stages import runner
+from onerec_jax.stages import session_comparison
+from onerec_jax.stages import trained as trained_lib
+from onerec_jax.train import log
+
+# Stages of a row; what follows is the table's own.
+_ROW_STAGES = ('prepare', 'embed', 'tokenize', 'pretrain', 'align')
+_JUDGE_STAGES: tuple[config_lib.Stage, ...] = (
+  'prepare', 'embed', 'tokenize', 'reward',
+)  # fmt: skip
+
+
+class Row(NamedTuple):
+  """One variant and seed."""
+
+  name: str
+  seed: int
+  experiment: config_lib.Experiment
+
+
+def row_experiment(
+  experiment: config_lib.Experiment, row: config_lib.SweepRow, *, seed: int
+) -> config_lib.Experiment:
+  """Returns the experiment of one row, validated.
+
+  Raises:
+    ValueError: an override is unknown or contradicts others; names the row.
+  """
+  values = config_tree.merge(config_lib.to_dict(experiment), row.overrides)
+  values |= {'seed': seed, 'sweep': {}, 'name': f'{experiment.name} {row.name}'}
+  try:
+    return config_lib.from_config_dict(values)
+  except ValueError as error:
+    raise ValueError(f'sweep row {row.name!r}: {error}') from error
+
+
+def run(
+  experiment: config_lib.Experiment, workdir: workdir_lib.Workdir
+) -> dict[str, Any]:
+  """Runs what is missing, prints the table and writes sweep/ and its report.
+
+  Returns:
+    Figures of every row, over all seeds and per seed.
+
+  Raises:
+    ValueError: there are no rows, a name comes twice, or the base is unknown.
+  """
+  sweep = experiment.sweep
+  names = [row.name for row in sweep.rows]
+  if not names or len(set(names)) < len(names):
+    raise ValueError(
+      f'sweep.rows must have rows with different names, got {names}. See'
+      ' experiments/table1_synthetic.py.'
+    )
+  if sweep.base not in names:
+    raise ValueError(f'sweep.base={sweep.base!r} must be one of {names}.')
+  # All rows are checked before the first hour is spent.
+  rows = [
+    Row(row.name, seed, row_experiment(experiment, row, seed=seed))
+    for seed in sweep.seeds
+    for row in sweep.rows
+  ]
+  workdir.write_config(config_lib.to_dict(experiment))
+  progress = _Progress(len(rows))
+  judges: dict[int, session_comparison.Judge] = {}
+  for row in rows:
+    if row.seed not in judges:
+      judges[row.seed] = _judge(experiment, workdir, row.seed)
+    _finish_row(row, workdir, judges[row.seed])
+    progress.advance(row)
+  result = _summary(experiment, workdir, rows, judges)
+  workdir_lib.write_json(workdir.stage('sweep') / workdir_lib.RESULT, result)
+  report_sweep.print_table(result)
+  page = report_sweep.write(result, workdir.stage('sweep'))
+  logging.info('Table and pictures: %s', page)
+  return result
+
+
+class _Progress:
+  """One line after each row: how many, how long, how long still."""
+
+  def __init__(self, total: int):
+    self._total = total
+    self._done = 0
+    self._start = time.perf_counter()
+
+  def advance(self, row: Row) -> None:
+    self._done += 1
+    spent = time.perf_counter() - self._start
+    left = spent / self._done * (self._total - self._done)
+    logging.info(
+      '=== %d of %d rows done (%s, seed %d); %s spent, about %s left ===',
+      self._done,
+      self._total,
+      row.name,
+      row.seed,
+      log.duration(spent),
+      log.duration(left),
+    )
+
+
+# --- Folders ----------------------------------------------------------------
+
+
+def shared_workdir(
+  experiment: config_lib.Experiment, workdir: workdir_lib.Workdir, name: str
+) -> workdir_lib.Workdir:
+  """Returns a work directory whose stages are shared by their digest."""
+  folders = {
+    stage: workdir.root
+    / 'stages'
+    / f'{stage}-{runner.stage_digest(experiment, stage)[:12]}'
+    for stage in config_lib.STAGES
+    if stage != 'report'
+  }
+  return workdir_lib.Workdir(workdir.root / 'rows' / name, folders=folders)
+
+
+def _slug(name: str) -> str:
+  return re.sub(r'[^a-z0-9]+', '_', name.lower()).strip('_')
+
+
+# --- Judge and rows ---------------------------------------------------------
+
+
+def _judge(
+  experiment: config_lib.Experiment, workdir: workdir_lib.Workdir, seed: int
+) -> session_comparison.Judge:
+  """Trains the one reward model of a seed."""
+  base = row_experiment(experiment, config_lib.SweepRow('judge'), seed=seed)
+  shared = shared_workdir(base, workdir, f'judge/seed_{seed}')
+  runner.run_stages(base, shared, _JUDGE_STAGES, resume=True)
+  return session_comparison.make_judge(base, shared)
+
+
+def _finish_row(
+  row: Row, workdir: workdir_lib.Workdir, judge: session_comparison.Judge
+) -> None:
+  """Trains a row and measures its sessions, unless that is done."""
+  e = row.experiment
+  shared = shared_workdir(e, workdir, _slug(row.name) + f'/seed_{row.seed}')
+  digest = _row_digest(row, judge)
+  done = workdir_lib.read_json(shared.root / workdir_lib.RESULT)
+  if done is not None and done['digest'] == digest:
+    return
+  stages = tuple(s for s in e.stages if s in (*_ROW_STAGES, 'reward'))
+  if 'align' not in stages:
+    stages = tuple(s for s in stages if s != 'reward')
+  start = time.perf_counter()
+  runner.run_stages(e, shared, stages, resume=True)
+  folder = None
+  if 'align' in stages:
+    folder = align.last_round_folder(e, shared)
+  trained = trained_lib.load(
+    e,
+    shared,
+    which='latest' if folder else e.evaluate.checkpoint,
+    folder=folder,
+  )
+  _check_catalogue(row, shared, judge)
+  found = session_comparison.measure(judge, trained)
+  with (shared.root / 'users.npz').open('wb') as file:
+    np.savez(file, values=found.values, items=found.sessions.items)
+  training = shared.result('align' if folder else 'pretrain') or {}
+  workdir_lib.write_json(
+    shared.root / workdir_lib.RESULT,
+    {
+      'digest': digest,
+      'seconds': time.perf_counter() - start,
+      'legality': found.legality,
+      'training': training,
+      'num_parameters': (shared.result('pretrain') or {}).get('num_parameters'),
+    },
+  )
+
+
+def _row_digest(row: Row, judge: session_comparison.Judge) -> str:
+  stages = [s for s in _ROW_STAGES if s in row.experiment.stages]
+  return config_lib.digest(
+    (
+      *(runner.stage_digest(row.experiment, s) for s in stages),
+      runner.stage_digest(judge.experiment, 'reward'),
+      config_lib.to_dict(judge.experiment.evaluate),
+      config_lib.to_dict(row.experiment.preference.rollout),
+    )
+  )
+
+
+def _check_catalogue(
+  row: Row, shared: workdir_lib.Workdir, judge: session_comparison.Judge
+) -> None:
+  """Raises unless the row's items are the judge's."""
+  ours, theirs = (catalog.item_ids(w.data) for w in (shared, judge.workdir))
+  if not np.array_equal(ours, theirs):
+    raise ValueError(
+      f'sweep row {row.name!r} has {len(ours)} items, the reward model'
+      f' {len(theirs)}, or in another order: rows may change'
+      ' data.sessions.items_per_session, but not which items are kept.'
+    )
+
+
+# --- Table ------------------------------------------------------------------
+
+
+def _summary(
+  experiment: config_lib.Experiment,
+  workdir: workdir_lib.Workdir,
+  rows: list[Row],
+  judges: dict[int, session_comparison.Judge],
+) -> dict[str, Any]:
+  """Returns the table: users of all seeds pooled, and every seed alone."""
+  sweep = experiment.sweep
+  columns = next(iter(judges.values())).columns
+  settings = experiment.evaluate.sessions
+  values: dict[str, list[np.ndarray]] = {row.name: [] for row in sweep.rows}
+  results: dict[str, list[dict[str, Any]]] = {r.name: [] for r in sweep.rows}
+  for row in rows:
+    folder = workdir.root / 'rows' / _slug(row.name) / f'seed_{row.seed}'
+    with (folder / 'users.npz').open('rb') as file, np.load(file) as stored:
+      values[row.name].append(stored['values'])
+    found = workdir_lib.read_json(folder / workdir_lib.RESULT)
+    assert found is not None
+    results[row.name].append(found)
+  pooled = {name: np.concatenate(parts) for name, parts in values.items()}
+  boot = {
+    'columns': columns,
+    'bootstrap_samples': experiment.evaluate.bootstrap_samples,
+    'seed': experiment.seed,
+  }
+  table = []
+  for row in sweep.rows:
+    summary = session_rewards.summarize(
+      pooled[row.name],
+      resamples=settings.resamples,
+      resample_users=settings.resample_users,
+      **boot,
+    )
+    against = session_rewards.compare(
+      pooled[row.name], pooled[sweep.base], **boot
+    )
+    table.append(
+      {
+        'name': row.name,
+        'published': row.published,
+        'users': summary.num_users,
+        'users_without_session': summary.num_without_session,
+        'figures': {k: v._asdict() for k, v in summary.figures.items()},
+        'difference': {k: v._asdict() for k, v in against.differences.items()},
+        'seeds': [
+          dict(zip(columns, np.nanmean(v, axis=0).tolist(), strict=True))
+          for v in values[row.name]
+        ],
+        'legality': [r['legality'] for r in results[row.name]],
+        'num_parameters': results[row.name][0]['num_parameters'],
+        'seconds': sum(r['seconds'] for r in results[row.name]),
+        'rounds': [r['training'].get('rounds') for r in results[row.name]],
+      }
+    )
+  reward = [judge.workdir.result('reward') or {} for judge in judges.values()]
+  return {
+    'title': sweep.title,
+    'base': sweep.base,
+    'seeds': list(sweep.seeds),
+    'columns': list(columns),
+    'sessions_per_user': settings.num_sessions,
+    'items_per_session': experiment.reward_model.items_per_session,
+    'reward_model': reward,
+    'rows': table,
+  }
