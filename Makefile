@@ -18,7 +18,7 @@ $(VENV)/.dev: requirements-dev.txt $(VENV)/.runtime
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@
 
-quickstart: $(VENV)/.runtime  ## MovieLens-100K, end to end, with a report
+quickstart: $(VENV)/.runtime  ## MovieLens-100K, end to end, aligned, with a report
 	$(RUN) run --config=experiments/quickstart.py --workdir=runs/quickstart
 
 smoke: $(VENV)/.runtime  ## every stage on a simulated world, no download

@@ -38,12 +38,30 @@ def collect(workdir: pathlib.Path) -> pathlib.Path:
     path.parent.name: json.loads(path.read_text())
     for path in sorted(workdir.glob('*/result.json'))
   }
+  if set(stages) == {'sweep'}:
+    return _collect_sweep(workdir, stages['sweep'])
   missing = {'data', 'embed', 'tokenizer', 'pretrain', 'evaluate'} - set(stages)
   if missing:
     raise SystemExit(f'{workdir} has no result.json of {sorted(missing)}.')
+  # Titles belong to the data's owner.
+  stages['evaluate'].pop('examples', None)
+  for entry in (stages['evaluate'].get('session_rewards') or {}).get(
+    'dynamics', []
+  ):
+    entry.pop('item', None)
+  return _keep(workdir, {'stages': stages})
+
+
+def _collect_sweep(
+  workdir: pathlib.Path, result: dict[str, Any]
+) -> pathlib.Path:
+  return _keep(workdir, {'sweep': result})
+
+
+def _keep(workdir: pathlib.Path, figures: dict[str, Any]) -> pathlib.Path:
+  """Writes figures with the settings, commit and machine they come from."""
   config = json.loads((workdir / 'config.json').read_text())
   config['data']['path'] = None  # a folder of the machine that ran it
-  stages['evaluate'].pop('examples', None)  # titles belong to the data's owner
   commit = subprocess.run(
     ['git', 'rev-parse', '--short', 'HEAD'],
     cwd=_ROOT,
@@ -53,7 +71,7 @@ def collect(workdir: pathlib.Path) -> pathlib.Path:
   ).stdout.strip()
   result = {
     'config': config,
-    'stages': stages,
+    **figures,
     'commit': commit,
     'machine': f'{os.cpu_count()} CPU cores, {platform.machine()}',
     'python': platform.python_version(),
@@ -131,6 +149,114 @@ def ranking(name: str, title: str) -> str:
   )
 
 
+def session_rewards(name: str, title: str) -> str:
+  """Returns the rewards of generated sessions before and after alignment."""
+  run = _run(name)
+  found = run and run['stages']['evaluate'].get('session_rewards')
+  if not run or not found:
+    return f'**{title}**: {_NOT_MEASURED}.'
+  evaluated, align = run['stages']['evaluate'], run['stages']['align']
+  methods = found['methods']
+  rows = []
+  for column in found['columns']:
+    moved = methods['onerec']['difference'][column]
+    rows.append(
+      [
+        column.replace('_', ' '),
+        *(
+          f'{methods[m]["figures"][column]["mean"]:.4f}'
+          f' ± {methods[m]["figures"][column]["std"]:.4f}'
+          for m in ('pretrained', 'onerec')
+        ),
+        f'{moved["mean"]:+.4f} ({moved["low"]:+.4f} to {moved["high"]:+.4f})',
+      ]
+    )
+  recall = evaluated['difference_to_before']['recall@10']
+  seconds = align['rounds'][0]['rollouts']['seconds']
+  legal = [
+    100 * methods[m]['legality'].get('free_sessions', 1.0)
+    for m in ('pretrained', 'onerec')
+  ]
+  titles = evaluated['methods']
+  header = [
+    'reward', titles['pretrained']['title'], titles['onerec']['title'],
+    'difference (95 %, paired)',
+  ]  # fmt: skip
+  rollouts = sum(
+    sum(r['rollouts']['seconds'].values()) for r in align['rounds']
+  )
+  return '\n'.join(
+    [
+      f'**{title}.** {methods["onerec"]["users"]:,} test users,'
+      f' {found["sessions_per_user"]} sessions of'
+      f' {found["items_per_session"]} items each, judged by the session reward'
+      f' model; ± over {found["resamples"]} resamples of the users.',
+      '',
+      _table(header, rows),
+      '',
+      f'recall@10 of the next item {recall["mean"]:+.4f}'
+      f' ({recall["low"]:+.4f} to {recall["high"]:+.4f}). Legal sessions under'
+      f' free decoding {legal[0]:.1f} % before, {legal[1]:.1f} % after.'
+      f' {len(align["rounds"])} rounds: {rollouts:.0f} s of rollouts and'
+      f' scoring ({seconds["generate"]:.0f} s generation in the first),'
+      f' {align["training_seconds"]:.0f} s of training.',
+    ]
+  )
+
+
+def table_1(name: str, title: str) -> str:
+  """Returns a sweep beside the published Table 1."""
+  run = _run(name)
+  if run is None:
+    return f'**{title}**: {_NOT_MEASURED}.'
+  sweep = run['sweep']
+  true = ('true_reward_mean', 'true_reward_max')
+  targets = ('swt', 'vtr', 'wtr', 'ltr')
+  wanted = [f'{t}_{part}' for t in targets for part in ('mean', 'max')]
+  columns = [c for c in (*wanted, *true) if c in sweep['columns']]
+  best = {
+    c: max(row['figures'][c]['mean'] for row in sweep['rows']) for c in columns
+  }
+  rows = []
+  for row in sweep['rows']:
+    cells = []
+    for column in columns:
+      value = row['figures'][column]
+      cell = f'{value["mean"]:.3f} ± {value["std"]:.3f}'
+      cells.append(f'**{cell}**' if value['mean'] == best[column] else cell)
+    rows.append([row['name'], *cells])
+  base = sweep['base']
+  lines = []
+  for row in sweep['rows']:
+    for column in ('true_reward_mean', 'true_reward_max', 'swt_max', 'ltr_max'):
+      if row['name'] != '+IPA' or column not in sweep['columns']:
+        continue
+      moved, own = row['difference'][column], row['figures'][column]['mean']
+      before = own - moved['mean']
+      lines.append(
+        f'{column.replace("_", " ")} {100 * moved["mean"] / before:+.1f} %'
+        f' ({100 * moved["low"] / before:+.1f} to'
+        f' {100 * moved["high"] / before:+.1f})'
+      )
+  users = sweep['rows'][0]['users']
+  minutes = sum(row['seconds'] for row in sweep['rows']) / 60
+  return '\n'.join(
+    [
+      f'**{title}.** {len(sweep["seeds"])} seed(s), {users:,} test users,'
+      f' {sweep["sessions_per_user"]} sessions of'
+      f' {sweep["items_per_session"]} items; mean and best of them, ± over'
+      f' {run["config"]["evaluate"]["sessions"]["resamples"]} resamples; best'
+      ' of a column bold.',
+      '',
+      _table(['', *(c.replace('_', ' ') for c in columns)], rows),
+      '',
+      f'IPA against {base}: {"; ".join(lines)} (95 %, paired over users).'
+      f' {minutes:.0f} minutes for all rows on {run["machine"]}.'
+      f' `experiments/{name.rsplit("_", 1)[0]}.py`, commit {run["commit"]}.',
+    ]
+  )
+
+
 def slices(name: str, title: str) -> str:
   """Returns recall by slice, of ours and of the best floor."""
   run = _run(name)
@@ -191,6 +317,15 @@ _BLOCKS: dict[str, Callable[[], str]] = {
   'beauty': lambda: ranking('onerec_v1_beauty', 'Amazon Beauty 2014'),
   'beauty_slices': lambda: slices('onerec_v1_beauty', 'Amazon Beauty 2014'),
   'kuairand': lambda: ranking('onerec_v1_kuairand', 'KuaiRand-Pure'),
+  'quickstart_sessions': lambda: session_rewards(
+    'quickstart', 'MovieLens-100K, sessions before and after alignment'
+  ),
+  'table1_synthetic': lambda: table_1(
+    'table1_synthetic_small', 'Simulated world, `:small`'
+  ),
+  'table1_kuairand': lambda: table_1(
+    'table1_kuairand_small', 'KuaiRand-Pure, `:small`'
+  ),
   'tokenizer': tokenizer,
   'speed': summary.table,
 }

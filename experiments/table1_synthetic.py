@@ -30,10 +30,14 @@ def get_config(variant: str = 'full') -> ml_collections.ConfigDict:
   config.stages = config_lib.STAGES
 
   config.data.source = 'synthetic'
-  config.data.synthetic.num_users = 2000
+  config.data.synthetic.num_users = 15_000
   config.data.synthetic.num_items = 400
   config.data.synthetic.num_clusters = 12
   config.data.synthetic.events_per_user = 50
+  # Half of the jumps ignore the taste, and only what was watched at length is
+  # history: without both nothing in the log tells a taste from a habit.
+  config.data.synthetic.exploration = 0.5
+  config.data.positive.any_of = ('long_view',)
   config.data.history_length = 24
   config.data.sessions.items_per_session = 5
 
@@ -60,16 +64,16 @@ def get_config(variant: str = 'full') -> ml_collections.ConfigDict:
   config.model.scan_layers = False
 
   config.pretrain.batch_size = 64
-  config.pretrain.num_steps = 1200 if small else 3000
+  config.pretrain.num_steps = 1000 if small else 3000
   config.pretrain.ntp_reduction = 'mean'
   config.pretrain.optimizer.peak_learning_rate = 2e-3
   config.pretrain.optimizer.schedule = 'cosine'
   config.pretrain.optimizer.warmup_steps = 100
   config.pretrain.optimizer.final_learning_rate_fraction = 0.05
   config.pretrain.log_every_steps = 200
-  config.pretrain.evaluate_every_steps = 600
+  config.pretrain.evaluate_every_steps = 500
   config.pretrain.evaluate_examples = 500
-  config.pretrain.checkpoint_every_steps = 600
+  config.pretrain.checkpoint_every_steps = 500
   config.pretrain.keep_checkpoints = 1
 
   config.reward_model.targets = (
@@ -80,17 +84,21 @@ def get_config(variant: str = 'full') -> ml_collections.ConfigDict:
   )
   config.reward_model.embed_dim = 64
   config.reward_model.num_layers = 1
+  config.reward_model.dropout_rate = 0.3
   config.reward.batch_size = 128
-  config.reward.num_steps = 1500 if small else 3000
+  config.reward.num_steps = 4000
+  config.reward.optimizer.name = 'adamw'
+  config.reward.optimizer.weight_decay = 0.1
   config.reward.optimizer.peak_learning_rate = 1e-3
   config.reward.optimizer.schedule = 'cosine'
   config.reward.optimizer.warmup_steps = 100
-  config.reward.log_every_steps = 250
-  config.reward.evaluate_every_steps = 250
-  config.reward.checkpoint_every_steps = 250
+  config.reward.log_every_steps = 500
+  config.reward.evaluate_every_steps = 500
+  config.reward.checkpoint_every_steps = 500
   config.reward.keep_checkpoints = 1
 
-  config.preference.rounds = 3
+  # A third round raises the predicted reward only, not the true one.
+  config.preference.rounds = 2
   config.preference.sample_share = 0.1
   config.preference.weight = 5.0
   config.preference.rollout.num_beams = 32

@@ -71,6 +71,9 @@ class SyntheticConfig:
   num_items: int = 200
   num_clusters: int = 8  # latent tastes; also the item category
   events_per_user: int = 40  # mean; at least 8 each
+  # Share of the jumps that go to any unseen item, whatever the taste.  Without
+  # such traffic nobody can learn what a user thinks of what he never sees.
+  exploration: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -621,6 +624,11 @@ def _problems(experiment: Experiment) -> Iterator[str]:
     yield (
       "data.source='tables' needs data.tables.interactions, the path of a"
       ' .parquet or .csv file.'
+    )
+  if not 0 <= e.data.synthetic.exploration <= 1:
+    yield (
+      f'data.synthetic.exploration={e.data.synthetic.exploration} must lie in'
+      ' [0, 1].'
     )
   if not e.embed.parts:
     yield 'embed.parts is empty: name at least one source of item vectors.'

@@ -44,6 +44,7 @@ class World:
   quality: Float[np.ndarray, ' I']  # log weight of an item when jumping
   duration: Float[np.ndarray, ' I']  # seconds
   successors: Int[np.ndarray, 'I 3']  # next items along the ring
+  exploration: float = 0.0  # share of the jumps that ignore taste and quality
 
 
 def make_world(size: config.SyntheticConfig, *, seed: int) -> World:
@@ -66,6 +67,7 @@ def make_world(size: config.SyntheticConfig, *, seed: int) -> World:
     quality=0.7 * random.normal(size=size.num_items),
     duration=np.exp(np.log(30.0) + 0.5 * random.normal(size=size.num_items)),
     successors=successors,
+    exploration=size.exploration,
   )
 
 
@@ -77,11 +79,12 @@ def next_item_probabilities(
 ) -> Float[np.ndarray, 'n I']:
   """The true probability of the next item: the best any model can know.
 
-    p(i) ∝ [i unseen] · (0.8 · succ(i | last) + 0.2 · taste_u[c_i] · q_i)
+    p(i) ∝ [i unseen] · (0.8 · succ(i | last) + 0.2 · jump(i))
+    jump(i) = (1 - x) · taste_u[c_i] · q_i + x / I
 
   with succ = 0.6, 0.3, 0.1 for the next three items along the ring of the
-  last item's cluster and q_i the softmax of quality within the cluster.  A
-  user's first item is always a jump.
+  last item's cluster, q_i the softmax of quality within the cluster and x the
+  exploration.  A user's first item is always a jump.
 
   Args:
     world: hidden state.
@@ -92,6 +95,8 @@ def next_item_probabilities(
   weight = np.exp(world.quality)
   weight /= np.bincount(world.cluster, weights=weight)[world.cluster]
   probs = world.taste[users][:, world.cluster] * weight
+  probs *= 1 - world.exploration
+  probs += world.exploration / len(weight)
   follows = last >= 0
   probs[follows] *= 1 - _DRIFT
   row = np.flatnonzero(follows)

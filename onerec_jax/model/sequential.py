@@ -19,19 +19,10 @@ from jaxtyping import Float
 from jaxtyping import Int
 
 from onerec_jax import config as config_lib
-from onerec_jax.model import attention as attention_modules
-from onerec_jax.model import layers
 from onerec_jax.model import parameters
+from onerec_jax.model import sequence_blocks
 from onerec_jax.ops import attention
 from onerec_jax.ops import dropout
-
-# Dropout sites of one block: attention weights, attention output, hidden
-# units, feed-forward output; one more for the stack's input.
-_BLOCK_SITES = 4
-_EPSILON = 1e-8  # of SASRec's published code
-# Of embeddings and positions, as BERT4Rec publishes it.
-_TABLE = parameters.Initializer(stddev=0.02)
-_ZEROS = parameters.Initializer(stddev=0.0)
 
 
 class ItemAttributes(NamedTuple):
@@ -88,114 +79,6 @@ def join_right(
 # --- Parts ------------------------------------------------------------------
 
 
-class LayerNorm(nn.Module):
-  """Layer normalisation: (x - mean) / std * scale + bias."""
-
-  dim: int
-
-  def setup(self) -> None:
-    ones = parameters.Initializer('ones')
-    self.scale = parameters.declare(
-      self, 'scale', (self.dim,), ('embed',), ones
-    )
-    self.bias = parameters.declare(
-      self, 'bias', (self.dim,), ('embed',), _ZEROS
-    )
-
-  def __call__(self, x: Float[Array, 'B T D']) -> Float[Array, 'B T D']:
-    centred = x - jnp.mean(x, axis=-1, keepdims=True)
-    variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
-    x = centred * jax.lax.rsqrt(variance + _EPSILON)
-    return x * self.scale[None, None] + self.bias[None, None]
-
-
-class Block(nn.Module):
-  """Self-attention and feed-forward, each with a residual around it.
-
-  pre:  x + drop(f(norm(x)))          post:  norm(x + drop(f(x)))
-  """
-
-  config: config_lib.ModelConfig
-  norm: Literal['pre', 'post']
-  mesh: jax.sharding.Mesh | None = None
-
-  def setup(self) -> None:
-    embed = self.config.embed_dim
-    self.attention_norm = LayerNorm(embed)
-    self.attention = attention_modules.SelfAttention(self.config)
-    self.mlp_norm = LayerNorm(embed)
-    self.mlp = layers.FeedForward(self.config)
-
-  def __call__(
-    self,
-    x: Float[Array, 'B T D'],
-    bias: Float[Array, '#B 1 T T'],
-    seeds: Any,
-  ) -> Float[Array, 'B T D']:
-    """Returns the next states; `seeds` (or Nones) of the dropout sites."""
-    drop = functools.partial(dropout.drop, rate=self.config.dropout_rate)
-    if self.norm == 'pre':
-      y = self.attention(self.attention_norm(x), bias, seeds[0])
-      x = layers.shard_batch(x + drop(y, seeds[1]), self.mesh)
-      y = self.mlp(self.mlp_norm(x), seeds[2])
-      return layers.shard_batch(x + drop(y, seeds[3]), self.mesh)
-    y = self.attention(x, bias, seeds[0])
-    x = layers.shard_batch(x + drop(y, seeds[1]), self.mesh)
-    x = self.attention_norm(x)
-    y = self.mlp(x, seeds[2])
-    return self.mlp_norm(layers.shard_batch(x + drop(y, seeds[3]), self.mesh))
-
-
-class Stack(nn.Module):
-  """Adds positions and applies the blocks.
-
-  Positions are counted from the end, so that the most recent item has the
-  same one in every sequence.  Pre-norm blocks end in a normalisation,
-  post-norm ones begin with it.
-  """
-
-  config: config_lib.ModelConfig
-  norm: Literal['pre', 'post']
-  max_length: int
-  mesh: jax.sharding.Mesh | None = None
-
-  def setup(self) -> None:
-    c = self.config
-    self.positions = parameters.declare(
-      self, 'positions', (self.max_length, c.embed_dim), (None, 'embed'), _TABLE
-    )
-    self.blocks = [
-      Block(c, self.norm, self.mesh) for _ in range(c.encoder_layers)
-    ]
-    self.end_norm = LayerNorm(c.embed_dim)
-
-  def __call__(
-    self,
-    x: Float[Array, 'B T D'],
-    mask: Bool[Array, 'B T'],
-    bias: Float[Array, '#B 1 T T'],
-    seeds: Any,
-  ) -> Float[Array, 'B T D']:
-    """Returns the states of all places; meaningless where masked."""
-    length = x.shape[1]
-    if length > self.max_length:
-      raise ValueError(
-        f'A sequence of {length} items, but the model knows positions of'
-        f' {self.max_length}: data.history_length plus'
-        ' data.sessions.items_per_session of its training.'
-      )
-    x = x + self.positions[None, self.max_length - length :]
-    x = jnp.where(mask[..., None], x, 0)
-    if self.norm == 'post':
-      x = self.end_norm(x)
-    x = dropout.drop(x, seeds[0], rate=self.config.dropout_rate)
-    x = layers.shard_batch(x, self.mesh)
-    for number, block in enumerate(self.blocks):
-      first = 1 + number * _BLOCK_SITES
-      x = block(x, bias, seeds[first : first + _BLOCK_SITES])
-    return self.end_norm(x) if self.norm == 'pre' else x
-
-
 class AttributePooling(nn.Module):
   """Vanilla attention over an item's attributes, as FDSA publishes it.
 
@@ -211,7 +94,7 @@ class AttributePooling(nn.Module):
       'embedding',
       (self.num_attributes, self.dim),
       ('vocab', 'embed'),
-      _TABLE,
+      sequence_blocks.SMALL,
     )
     self.query = parameters.declare(
       self,
@@ -243,8 +126,6 @@ class SequenceModel(nn.Module):
     gelu(h W + b) and every item has an output bias.
   fdsa: causal, post-norm, ReLU; a second stack reads the items' attributes,
     and both states together are projected.
-  All layers are without biases, unlike in the papers, but for norms and
-  outputs.
 
   Reference: Kang & McAuley 2018, arXiv:1808.09781, section III; Sun et al.
   2019, arXiv:1904.06690, eq. 1-7; Zhang et al. 2019, IJCAI, section 3.
@@ -259,36 +140,32 @@ class SequenceModel(nn.Module):
   mesh: jax.sharding.Mesh | None = None  # None or one device: no sharding
 
   def setup(self) -> None:
-    c, stack = self.config, stack_config(self.config, self.kind)
-    dim = c.embed_dim
+    dim = self.config.embed_dim
+    small, zeros = sequence_blocks.SMALL, sequence_blocks.ZEROS
+    stack = stack_config(self.config, self.kind, self.max_length)
     declare = functools.partial(parameters.declare, self)
-    matrix = parameters.Initializer(stddev=dim**-0.5)
     self.table = declare(
-      'table', (self.num_items, dim), ('vocab', 'embed'), _TABLE
+      'table', (self.num_items, dim), ('vocab', 'embed'), small
     )
-    norm = 'pre' if self.kind == 'sasrec' else 'post'
-    self.stack = Stack(stack, norm, self.max_length, self.mesh)
-    if self.kind == 'bert4rec':
-      self.mask_item = declare('mask_item', (1, dim), (None, 'embed'), _TABLE)
-      self.output = declare('output', (dim, dim), (None, 'embed'), matrix)
-      self.output_bias = declare('output_bias', (dim,), ('embed',), _ZEROS)
-      self.item_bias = declare(
-        'item_bias', (self.num_items,), ('vocab',), _ZEROS
-      )
+    self.stack = sequence_blocks.Stack(stack, self.mesh)
+    width = dim
     if self.kind == 'fdsa':
       self.pooling = AttributePooling(self.num_attributes, dim)
-      self.attribute_stack = Stack(stack, norm, self.max_length, self.mesh)
-      self.output = declare(
-        'output',
-        (2 * dim, dim),
-        (None, 'embed'),
-        parameters.Initializer(stddev=(2 * dim) ** -0.5),
+      self.attribute_stack = sequence_blocks.Stack(stack, self.mesh)
+      width = 2 * dim
+    if self.kind == 'bert4rec':
+      self.mask_item = declare('mask_item', (1, dim), (None, 'embed'), small)
+      self.item_bias = declare(
+        'item_bias', (self.num_items,), ('vocab',), zeros
       )
-      self.output_bias = declare('output_bias', (dim,), ('embed',), _ZEROS)
+    if self.kind != 'sasrec':
+      even = parameters.Initializer(stddev=width**-0.5)
+      self.output = declare('output', (width, dim), (None, 'embed'), even)
+      self.output_bias = declare('output_bias', (dim,), ('embed',), zeros)
 
   def _seeds(self, deterministic: bool) -> Any:
     """Returns the dropout seeds of both stacks, or Nones."""
-    sites = 1 + self.config.num_layers * _BLOCK_SITES
+    sites = self.stack.config.sites
     if deterministic or not self.config.dropout_rate:
       return [[None] * sites] * 2
     return dropout.site_seeds(
@@ -330,10 +207,6 @@ class SequenceModel(nn.Module):
     bias = attention.key_bias(mask) + order[None, None]
     x = self.stack(x, mask, bias, seeds[0])
     item_bias = jnp.zeros((self.num_items,), jnp.float32)
-    if self.kind == 'bert4rec':
-      x = jnp.einsum('btd,de->bte', x, self.output)
-      x = jax.nn.gelu(x + self.output_bias[None, None])
-      item_bias = self.item_bias
     if self.kind == 'fdsa':
       assert attributes is not None
       features = self.attribute_stack(
@@ -343,15 +216,19 @@ class SequenceModel(nn.Module):
         seeds[1],
       )
       x = jnp.concatenate([x, features], axis=-1)
+    if self.kind != 'sasrec':
       x = jnp.einsum('bte,ed->btd', x, self.output)
       x = x + self.output_bias[None, None]
+    if self.kind == 'bert4rec':
+      x = jax.nn.gelu(x)
+      item_bias = self.item_bias
     return SequenceOutput(x, self.table, item_bias)
 
 
 def stack_config(
-  config: config_lib.SequentialConfig, kind: str
-) -> config_lib.ModelConfig:
-  """Returns the settings of the shared blocks.
+  config: config_lib.SequentialConfig, kind: str, max_length: int
+) -> sequence_blocks.StackConfig:
+  """Returns the settings of a model's stacks.
 
   Raises:
     ValueError: the heads do not divide the embedding.
@@ -361,15 +238,15 @@ def stack_config(
       f'sequential.embed_dim={config.embed_dim} is not divisible by'
       f' sequential.num_heads={config.num_heads}.'
     )
-  return config_lib.ModelConfig(
+  return sequence_blocks.StackConfig(
     embed_dim=config.embed_dim,
     num_heads=config.num_heads,
-    head_dim=config.embed_dim // config.num_heads,
-    encoder_layers=config.num_layers,
+    num_layers=config.num_layers,
     mlp_dim=config.mlp_dim,
-    mlp_activation='gelu' if kind == 'bert4rec' else 'relu',
+    activation='gelu' if kind == 'bert4rec' else 'relu',
+    norm='pre' if kind == 'sasrec' else 'post',
     dropout_rate=config.dropout_rate,
-    attention_dropout_rate=config.dropout_rate,
+    max_length=max_length,
   )
 
 

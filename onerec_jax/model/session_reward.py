@@ -69,13 +69,16 @@ class SessionLayer(nn.Module):
 class SessionReward(nn.Module):
   """Logits of every reward target for W candidate sessions of each user.
 
-    e_i = v_i + TargetAttention(v_i; behaviours)
+    u_i = TargetAttention(v_i; behaviours)
+    e_i = v_i + u_i + MLP([v_i, u_i, v_i ⊙ u_i])
     h   = SelfAttention(e_1 … e_M)
     z^x = MLP^x(Σ_i h_i)
 
-  with v_i = Σ_l code embedding [+ item embedding].  No layer knows positions:
-  the order of the session and of the history changes nothing (the paper names
-  none, and the labels are sums over the session).
+  with v_i = Σ_l code embedding [+ item embedding].  The product is what tells
+  an item the user would like from one he would not: attention alone returns
+  an average of the behaviours, near to the item or not.  No layer knows
+  positions: the order of the session and of the history changes nothing (the
+  paper names none, and the labels are sums over the session).
 
   Reference: OneRec, arXiv:2502.18965, section 3.3; sizes are our choice.
   """
@@ -104,6 +107,18 @@ class SessionReward(nn.Module):
     self.history_norm = layers.RMSNorm(embed)
     self.target_norm = layers.RMSNorm(embed)
     self.target_attention = attention_modules.CrossAttention(inner)
+    self.mix_in = declare(
+      'mix_in',
+      (3, embed, hidden),
+      (None, 'embed', 'mlp'),
+      parameters.Initializer(stddev=(3 * embed) ** -0.5),
+    )
+    self.mix_out = declare(
+      'mix_out',
+      (hidden, embed),
+      ('mlp', 'embed'),
+      parameters.Initializer(stddev=hidden**-0.5),
+    )
     self.session_layers = [SessionLayer(inner) for _ in range(c.num_layers)]
     self.final_norm = layers.RMSNorm(embed)
     # The towers are stacked, as layers are: axis 0 is the target.
@@ -155,6 +170,14 @@ class SessionReward(nn.Module):
       x = x + self.item_embedding[items]
     return layers.shard_batch(jnp.where(mask[..., None], x, 0), self.mesh)
 
+  def _interaction(
+    self, item: Float[Array, 'B T D'], user: Float[Array, 'B T D']
+  ) -> Float[Array, 'B T D']:
+    """Returns MLP([v, u, v ⊙ u]).  [B, T, D]"""
+    parts = jnp.stack([item, user, item * user], axis=-2)
+    hidden = jax.nn.relu(jnp.einsum('btpd,pdf->btf', parts, self.mix_in))
+    return jnp.einsum('btf,fd->btd', hidden, self.mix_out)
+
   def __call__(
     self,
     history_items: Int[Array, 'B N'],
@@ -196,7 +219,7 @@ class SessionReward(nn.Module):
     y = self.target_attention(
       self.target_norm(x), history, attention.key_bias(history_mask), ends[2]
     )
-    x = x + drop(y, ends[3])
+    x = x + drop(y + self._interaction(x, y), ends[3])
     # --- One row per candidate ---
     rows = batch * candidates
     x = layers.shard_batch(x.reshape(rows, length, -1), self.mesh)

@@ -5,6 +5,7 @@ and worst, and training on L_NTP + λ L_DPO starts from that same model, which
 is the reference.  Every round has its folder, round_01 and so on.
 """
 
+import dataclasses
 from collections.abc import Callable
 from collections.abc import Mapping
 from typing import Any
@@ -26,6 +27,7 @@ from onerec_jax.objectives import align as objective_lib
 from onerec_jax.stages import pretrain
 from onerec_jax.stages import reward_model as reward_lib
 from onerec_jax.stages import rollouts
+from onerec_jax.stages import session_comparison
 from onerec_jax.stages import session_evaluation
 from onerec_jax.stages import trained as trained_lib
 from onerec_jax.train import contract
@@ -153,7 +155,8 @@ class _Round:
     self._store = store
     self._number = number
     self._folder = round_folder(workdir, number)
-    # Other samples in other order each round.
+    # Other samples in other order each round.  Dropout keeps the seed of the
+    # run, which is part of the compiled step.
     self._seed = experiment.seed + 1000 * number
 
   def run(self) -> dict[str, Any]:
@@ -261,13 +264,17 @@ class _Round:
       key=(self._seed,),
       **process,
     )
+    evaluate, train = self._validation(), e.align
+    if evaluate is None and train.evaluate_every_steps:
+      logging.info("no validation: stages has no 'reward' to judge sessions by")
+      train = dataclasses.replace(train, evaluate_every_steps=0)
     return loop.Job(
       objective=objective_lib.make_objective(
         policy.model, e.align, e.preference
       ),
       optimizer=self._optimizer(names),
-      train=e.align,
-      seed=self._seed,
+      train=train,
+      seed=e.seed,
       mesh=policy.mesh,
       folder=self._folder,
       contract=contract.make_contract(
@@ -279,7 +286,7 @@ class _Round:
       ),
       batches=batches,
       frozen=frozen,
-      evaluate=self._validation(),
+      evaluate=evaluate,
       best_metric='valid/reward_mean',
       best_mode='max',
     )
@@ -289,26 +296,21 @@ class _Round:
   ) -> Callable[[Any, Any, Callable[[], None]], Mapping[str, float]] | None:
     """Returns the function that scores sessions of validation users."""
     e = self._experiment
-    if not e.align.evaluate_every_steps or 'reward' not in e.stages:
+    if 'reward' not in e.stages or not e.align.evaluate_every_steps:
       return None
-    judge = self._reward or reward_lib.load(
-      e, self._workdir, self._policy.ids, self._policy.mesh
-    )
-    store = pretrain.open_examples(self._workdir, 'valid')
-    ids = session_evaluation.choose_users(
-      store, max_users=e.align.evaluate_examples
+    judge = session_comparison.make_judge(
+      e, self._workdir, split='valid', max_users=e.align.evaluate_examples
     )
     generator = session_evaluation.make_generator(
-      self._policy, e, store, num_items=e.reward_model.items_per_session
-    )
-    scorer = session_evaluation.Scorer(
-      judge, store, history_length=e.data.history_length
+      self._policy, e, judge.store, num_items=e.reward_model.items_per_session
     )
 
     def evaluate(
       params: Any, router_bias: Any, poll: Callable[[], None]
     ) -> Mapping[str, float]:
-      found = generator(ids, params=params, router_bias=router_bias, poll=poll)
-      return session_evaluation.validation_figures(scorer, ids, found)
+      found = generator(
+        judge.ids, params=params, router_bias=router_bias, poll=poll
+      )
+      return session_comparison.validation_figures(judge, found)
 
     return evaluate

@@ -181,7 +181,12 @@ def _session_rewards(
   if 'reward' not in experiment.stages:
     return None
   return session_comparison.compare(
-    session_comparison.make_judge(experiment, workdir),
+    session_comparison.make_judge(
+      experiment,
+      workdir,
+      split=experiment.evaluate.split,
+      max_users=experiment.evaluate.sessions.max_users,
+    ),
     models,
     base=BEFORE if BEFORE in models else OURS,
   )

@@ -199,6 +199,7 @@ def _table(
   ]
   users = found['methods'][ours].get('users')
   return {
+    'sticky': True,
     'caption': (
       f'{caption}; {words.count(users)} users, ± over'
       f' {words.count(found.get("resamples"))} resamples'

@@ -199,7 +199,7 @@ def _annotate(
     va='center' if not dy else ('bottom' if dy > 0 else 'top'),
     fontsize=8.5,
     fontweight='bold' if bold else 'normal',
-    arrowprops={'arrowstyle': '-', 'color': canvas.PALE, 'linewidth': 0.8}
+    arrowprops={'arrowstyle': '-', 'color': canvas.MUTED, 'linewidth': 0.6}
     if far
     else None,
   )

@@ -252,7 +252,10 @@ class Rollouts:
     real = users.example_mask
     width = self._preference.num_rejected
     others = preference_pairs.other_examples(
-      self._store.index, np.maximum(ids, 0), count=width, key=(*key, ids[0])
+      self._store.index,
+      np.maximum(ids, 0),
+      count=width,
+      key=(*key, int(ids[0])),
     )
     others = np.where(real[:, None], others, -1)
     rejected = [self._users(others[:, k], number) for k in range(width)]

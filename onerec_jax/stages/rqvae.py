@@ -37,6 +37,7 @@ _SETTINGS = 'tokenizer.rqvae'
 # Rows per code that the first codebooks are fitted on, at least.
 _ROWS_PER_CODE = 4
 _ROWS_AT_ONCE = 8192  # bounds the memory of encoding a catalogue
+_WARMUP_STEPS = 100
 _LOG_LINES = 20
 _CHECKPOINTS = 4
 
@@ -233,8 +234,8 @@ def _train_config(
     optimizer=config_lib.OptimizerConfig(
       name='adamw',
       peak_learning_rate=config.peak_learning_rate,
-      schedule='constant',
-      warmup_steps=0,
+      schedule='cosine',  # to 0: a tenth less error than a constant rate
+      warmup_steps=min(_WARMUP_STEPS, config.num_steps // 10),
       weight_decay=config.weight_decay,
       clip_norm=None,  # Adam is indifferent to the scale of the loss
     ),

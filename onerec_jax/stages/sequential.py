@@ -85,13 +85,15 @@ def make_model(
   """
   kind = experiment.architecture
   assert kind != 'onerec'
-  sequential.stack_config(experiment.sequential, kind)  # raises early
   data = experiment.data
+  max_length = data.history_length + data.sessions.items_per_session
+  # Raises here rather than inside a module's setup.
+  sequential.stack_config(experiment.sequential, kind, max_length)
   return sequential.SequenceModel(
     kind=kind,
     config=experiment.sequential,
     num_items=catalogue.num_items,
-    max_length=data.history_length + data.sessions.items_per_session,
+    max_length=max_length,
     num_attributes=catalogue.num_attributes,
     dropout_bits=experiment.pretrain.dropout_bits,
     mesh=mesh,

@@ -76,9 +76,19 @@ class Measured(NamedTuple):
 
 
 def make_judge(
-  experiment: config.Experiment, workdir: workdir_lib.Workdir
+  experiment: config.Experiment,
+  workdir: workdir_lib.Workdir,
+  *,
+  split: str,
+  max_users: int | None,
 ) -> Judge:
   """Returns the judge of an experiment whose stage `reward` is complete.
+
+  Args:
+    experiment: settings of reward model and decoding.
+    workdir: of the run.
+    split: whose users are answered, 'valid' or 'test'.
+    max_users: so many of them, evenly spaced; None: all.
 
   Raises:
     FileNotFoundError: a stage has not run.
@@ -88,14 +98,12 @@ def make_judge(
   model = reward_lib.load(
     experiment, workdir, pretrain.read_semantic_ids(workdir), mesh
   )
-  store = pretrain.open_examples(workdir, experiment.evaluate.split)
+  store = pretrain.open_examples(workdir, split)
   return Judge(
     experiment=experiment,
     workdir=workdir,
     store=store,
-    ids=session_evaluation.choose_users(
-      store, max_users=experiment.evaluate.sessions.max_users
-    ),
+    ids=session_evaluation.choose_users(store, max_users=max_users),
     scorer=session_evaluation.Scorer(
       model, store, history_length=experiment.data.history_length
     ),
@@ -136,25 +144,53 @@ def measure(judge: Judge, trained: trained_lib.Trained) -> Measured:
     trained, e, judge.store, num_items=num_items
   )(judge.ids)
   rewards = judge.scorer(judge.ids, sessions)
-  weights = judge.scorer.judge.weights
-  values = [
-    session_rewards.user_rewards(
-      session_evaluation.with_total(rewards, weights), sessions.legal
-    )
-  ]
-  if judge.truth is not None:
-    truth = true_rewards(judge, judge.truth, sessions)
-    values.append(
-      session_rewards.user_rewards(
-        session_evaluation.with_total(truth, weights), sessions.legal
-      )
-    )
   return Measured(
-    values=np.concatenate(values, axis=1),
+    values=_user_values(judge, sessions, rewards),
     sessions=sessions,
     rewards=rewards,
     legality=_legality(judge, trained, num_items),
   )
+
+
+def _user_values(
+  judge: Judge,
+  sessions: session_evaluation.Sessions,
+  rewards: Float[np.ndarray, 'U G X'],
+) -> Float[np.ndarray, 'U columns']:
+  weights = judge.scorer.judge.weights
+  scored = [rewards]
+  if judge.truth is not None:
+    scored.append(true_rewards(judge, judge.truth, sessions))
+  return np.concatenate(
+    [
+      session_rewards.user_rewards(
+        session_evaluation.with_total(values, weights), sessions.legal
+      )
+      for values in scored
+    ],
+    axis=1,
+  )
+
+
+def validation_figures(
+  judge: Judge, sessions: session_evaluation.Sessions
+) -> dict[str, float]:
+  """Returns every column's mean over users as 'valid/...', for the log.
+
+  Users without a legal session are left out.
+  """
+  values = _user_values(judge, sessions, judge.scorer(judge.ids, sessions))
+  some = sessions.legal.any(axis=1)
+  if not some.any():
+    raise ValueError(
+      'No validation user got a legal session, so there is nothing to score.'
+      " Set preference.rollout.constrain='trie'."
+    )
+  means = values[some].mean(axis=0)
+  return {
+    f'valid/{name}': float(value)
+    for name, value in zip(judge.columns, means, strict=True)
+  }
 
 
 def true_rewards(

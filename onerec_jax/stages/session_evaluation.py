@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 from typing import NamedTuple
 from typing import Protocol
+from typing import runtime_checkable
 
 import jax
 import numpy as np
@@ -49,6 +50,7 @@ def choose_users(
   return first[np.arange(count) * len(first) // max(count, 1)]
 
 
+@runtime_checkable
 class Generator(Protocol):
   """Answers users with candidate sessions."""
 
@@ -253,10 +255,10 @@ class Scorer:
 
 
 def with_total(
-  rewards: Float[np.ndarray, 'U G X'], weights: Sequence[float]
+  rewards: Float[np.ndarray, 'U G X'], weights: Float[np.ndarray, ' X']
 ) -> Float[np.ndarray, 'U G X1']:
   """Returns the rewards after their weighted sum Σ ω r."""
-  total = (rewards * np.asarray(weights)).sum(axis=2, keepdims=True)
+  total = (rewards * weights).sum(axis=2, keepdims=True)
   return np.concatenate([total, rewards], axis=2)
 
 
@@ -265,28 +267,3 @@ def columns(names: Sequence[str], *, prefix: str = '') -> tuple[str, ...]:
   return session_rewards.column_names(
     [f'{prefix}{name}' for name in ('reward', *names)]
   )
-
-
-def validation_figures(
-  scorer: Scorer, ids: np.ndarray, sessions: Sessions
-) -> dict[str, float]:
-  """Returns mean and best predicted rewards over users, for the training log.
-
-  'valid/reward_mean' is Σ ω r, averaged over a user's legal candidates;
-  users without any are left out.
-  """
-  judge = scorer.judge
-  values = session_rewards.user_rewards(
-    with_total(scorer(ids, sessions), judge.weights), sessions.legal
-  )
-  some = sessions.legal.any(axis=1)
-  if not some.any():
-    raise ValueError(
-      'No validation user got a legal session, so there is nothing to score.'
-      " Set preference.rollout.constrain='trie'."
-    )
-  means = values[some].mean(axis=0)
-  return {
-    f'valid/{name}': float(value)
-    for name, value in zip(columns(judge.names), means, strict=True)
-  }

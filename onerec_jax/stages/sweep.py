@@ -18,6 +18,7 @@ from onerec_jax import session_rewards
 from onerec_jax import workdir as workdir_lib
 from onerec_jax.data import catalog
 from onerec_jax.stages import align
+from onerec_jax.stages import published
 from onerec_jax.stages import report_sweep
 from onerec_jax.stages import runner
 from onerec_jax.stages import session_comparison
@@ -73,6 +74,11 @@ def run(
       f'sweep.rows must have rows with different names, got {names}. See'
       ' experiments/table1_synthetic.py.'
     )
+  for row in sweep.rows:
+    if row.published is not None and published.find(row.published) is None:
+      raise ValueError(
+        f'sweep row {row.name!r}: {published.describe_unknown(row.published)}.'
+      )
   if sweep.base not in names:
     raise ValueError(f'sweep.base={sweep.base!r} must be one of {names}.')
   # All rows are checked before the first hour is spent.
@@ -151,7 +157,12 @@ def _judge(
   base = row_experiment(experiment, config_lib.SweepRow('judge'), seed=seed)
   shared = shared_workdir(base, workdir, f'judge/seed_{seed}')
   runner.run_stages(base, shared, _JUDGE_STAGES, resume=True)
-  return session_comparison.make_judge(base, shared)
+  return session_comparison.make_judge(
+    base,
+    shared,
+    split=base.evaluate.split,
+    max_users=base.evaluate.sessions.max_users,
+  )
 
 
 def _finish_row(

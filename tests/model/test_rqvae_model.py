@@ -37,7 +37,9 @@ def _mlp(tree, x):
   """NumPy: dense layers with a ReLU between them, in float64."""
   for i in range(3):
     layer = tree[f'layers_{i}']
-    x = np.asarray(x, np.float64) @ np.asarray(layer['kernel']) + np.asarray(layer['bias'])
+    x = np.asarray(x, np.float64) @ np.asarray(layer['kernel']) + np.asarray(
+      layer['bias']
+    )
     x = np.maximum(x, 0) if i < 2 else x
   return x
 

@@ -188,18 +188,22 @@ def _attend(x, params, heads, causal):
   size = dim // heads
   y = np.zeros_like(x)
   for head in range(heads):
-    q, k, v = (x @ params['qkv'][:, i, head] for i in range(3))
+    q, k, v = (
+      x @ params['qkv'][:, i, head] + params['qkv_bias'][i, head]
+      for i in range(3)
+    )
     scores = q @ k.T / np.sqrt(size)
     if causal:
       scores[np.triu_indices(length, 1)] = -np.inf
     weights = np.exp(scores)
     weights /= weights.sum(-1, keepdims=True)
     y += weights @ v @ params['out'][head]
-  return y
+  return y + params['out_bias']
 
 
 def _feed_forward(x, params, function):
-  return function(x @ params['wi']) @ params['wo']
+  hidden = function(x @ params['wi'] + params['wi_bias'])
+  return hidden @ params['wo'] + params['wo_bias']
 
 
 def _gelu(x):
@@ -349,7 +353,9 @@ def test_a_sequence_beyond_the_known_positions_is_refused():
 
 def test_heads_that_do_not_divide_the_embedding_are_refused():
   with pytest.raises(ValueError, match=r'embed_dim=8 .*num_heads=3'):
-    sequential.stack_config(dataclasses.replace(_CONFIG, num_heads=3), 'sasrec')
+    sequential.stack_config(
+      dataclasses.replace(_CONFIG, num_heads=3), 'sasrec', _LONGEST
+    )
 
 
 def test_flops_by_hand():

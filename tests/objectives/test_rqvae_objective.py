@@ -32,9 +32,7 @@ def case():
   rng = np.random.default_rng(0)
   vectors = 2 + 3 * rng.standard_normal((7, _DIM), np.float32)
   state = objective_lib.initial_state(model, vectors)
-  state['offset'] = 0.1 * rng.standard_normal(
-    state['offset'].shape, np.float32
-  )
+  state['offset'] = 0.1 * rng.standard_normal(state['offset'].shape, np.float32)
   batch = vector_batches.VectorBatch(vectors, np.arange(7) < 6)
   return model, *jax.tree.map(jnp.asarray, (params, state, batch))
 
@@ -155,7 +153,7 @@ def test_codes_learn_from_their_own_level_and_the_encoder_from_commitment(case):
 
 
 def test_filler_rows_change_nothing(case):
-  model, params, state, batch = case
+  batch = case[3]
   sliced = vector_batches.VectorBatch(batch.vectors[:6], batch.mask[:6])
   a, b = _call(case), _call(case, batch=sliced)
   np.testing.assert_allclose(a.loss.value(), b.loss.value(), rtol=1e-6)

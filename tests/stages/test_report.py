@@ -1,5 +1,6 @@
 """Stage report: complete, self-contained, and never in the way."""
 
+import dataclasses
 import html.parser
 import json
 import re
@@ -7,6 +8,7 @@ import re
 import numpy as np
 import pytest
 
+from onerec_jax import config
 from onerec_jax import workdir as workdir_lib
 from onerec_jax.stages import evaluate
 from onerec_jax.stages import report
@@ -151,6 +153,23 @@ def test_a_run_that_was_cut_off_shows_the_curves_it_has(tiny_run, tmp_path):
   assert report.run(experiment, workdir)['pictures'] == ['loss']
 
 
+def test_only_stages_of_the_experiment_are_listed(tiny_run, tmp_path):
+  experiment, _ = tiny_run
+  text = {}
+  for name, stages in (
+    ('without', config.BASE_STAGES),
+    ('with', config.STAGES),
+  ):
+    workdir = workdir_lib.Workdir(tmp_path / name)
+    report.run(dataclasses.replace(experiment, stages=stages), workdir)
+    page = _Page((tmp_path / name / 'report' / 'report.html').read_text())
+    text[name] = page.text
+  for stage in ('reward', 'align'):
+    assert f'{stage} not run' not in text['without']
+    assert f'{stage} not run' in text['with']
+  assert 'pretrain not run' in text['without']
+
+
 def test_titles_cannot_inject_markup(tiny_run, full_page, tmp_path):
   experiment, whole = tiny_run
   workdir = workdir_lib.Workdir(tmp_path)
@@ -183,6 +202,7 @@ def test_pictures_survive_flat_empty_and_single_values():
   zero = {'mean': 0.0, 'low': 0.0, 'high': 0.0}
   pictures = [
     report_figures.curves({'a': ([1], [0.0])}, label='y'),
+    report_figures.curves({'a': ([1, 2], [0.0, 1.0])}, label='y', breaks=[1]),
     report_figures.method_bars([('a', zero)], ours='a', label='x'),
     report_figures.slice_bars(
       [{'slice': '0', 'users': 0, 'methods': {}}],

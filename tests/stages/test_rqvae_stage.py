@@ -1,4 +1,4 @@
-"""RQ-VAE training as a job of the loop, and TIGER's IDs down the pipeline."""
+"""RQ-VAE training as a job of the loop."""
 
 import dataclasses
 import logging as std_logging
@@ -11,12 +11,9 @@ from etils import epath
 
 from onerec_jax import config as config_lib
 from onerec_jax import sharding
-from onerec_jax import workdir as workdir_lib
 from onerec_jax.data import vector_batches
 from onerec_jax.semantic_ids import residual_kmeans
-from onerec_jax.stages import pretrain
 from onerec_jax.stages import rqvae
-from onerec_jax.stages import runner
 from onerec_jax.train import log
 
 _RQVAE = config_lib.RQVAEConfig(
@@ -43,9 +40,9 @@ def mesh():
   return sharding.make_mesh(config_lib.MeshConfig(), jax.devices()[:1])
 
 
-def _train(embeddings, folder, mesh, *, seed=0, levels=2, **changes):
+def _train(embeddings, folder, mesh, *, seed=0, **changes):
   config = dataclasses.replace(
-    _CONFIG, levels=levels, rqvae=dataclasses.replace(_RQVAE, **changes)
+    _CONFIG, rqvae=dataclasses.replace(_RQVAE, **changes)
   )
   return rqvae.train(
     embeddings,
@@ -126,7 +123,6 @@ def test_other_settings_seeds_and_vectors_train_anew(
   for changes in (
     {'seed': 1},
     {'commitment': 1.0},
-    {'levels': 3},
     {'embeddings': embeddings[::-1]},
   ):
     other = _train(
@@ -136,7 +132,24 @@ def test_other_settings_seeds_and_vectors_train_anew(
       t.params['encoder']['layers_0']['kernel'] for t in (first, other)
     ]
     assert np.any(kernels[0] != kernels[1]), changes
-  assert len(list(tmp_path.iterdir())) == 5
+  assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_first_codebooks_are_residual_kmeans_wherever_the_latents_lie():
+  rng = np.random.default_rng(1)
+  latents = rng.standard_normal((60, 4), np.float32)
+  here, there = (
+    rqvae._initial_codebooks(latents + shift, config=_CONFIG, seed=0)
+    for shift in (0, 100)
+  )
+  # A shift moves the first level alone; f32 at 100 has 1e-5 of rounding.
+  np.testing.assert_allclose(there[0], here[0] + 100, atol=1e-3)
+  np.testing.assert_allclose(there[1], here[1], atol=1e-3)
+  zero = np.zeros(4, np.float32)
+  books = residual_kmeans.Codebooks(here, zero)
+  codes = residual_kmeans.encode(books, latents)
+  error = residual_kmeans.reconstruct(books, codes) - latents
+  assert np.square(error).mean() < 0.5 * np.square(latents).mean()
 
 
 def test_dead_codes_come_back_to_life(embeddings, mesh, tmp_path, monkeypatch):
@@ -184,11 +197,14 @@ def test_a_small_catalogue_is_one_batch_on_any_number_of_devices(
     'batch_size=1024 is above the 60 items' in m for m in caplog.messages
   )
   one = sharding.make_mesh(config_lib.MeshConfig(), jax.devices()[:1])
-  single = _train(embeddings, tmp_path / 'one', one, batch_size=1024)
-  for a, b in zip(
-    jax.tree.leaves(many.params), jax.tree.leaves(single.params), strict=True
-  ):
-    np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+  _train(embeddings, tmp_path / 'one', one, batch_size=1024)
+  losses = [
+    [r['loss'] for r in _records(tmp_path / name)] for name in ('one', 'many')
+  ]
+  np.testing.assert_allclose(losses[1][0], losses[0][0], rtol=1e-5)
+  # The first codes are the means of these rows: their gradient is rounding
+  # noise, which Adam's first step makes as large as any other.
+  np.testing.assert_allclose(losses[1], losses[0], rtol=1e-2)
 
 
 def test_a_batch_that_does_not_fit_the_mesh_names_the_setting(
@@ -202,80 +218,3 @@ def test_a_batch_that_does_not_fit_the_mesh_names_the_setting(
 def test_more_codes_than_items_are_refused(embeddings, mesh, tmp_path):
   with pytest.raises(ValueError, match='7 points cannot fill 8'):
     _train(embeddings[:7], tmp_path, mesh)
-
-
-# --- TIGER ------------------------------------------------------------------
-
-
-def _tiger() -> config_lib.Experiment:
-  return config_lib.from_config_dict(
-    {
-      'name': 'tiny_tiger',
-      'stages': ('prepare', 'embed', 'tokenize', 'pretrain', 'evaluate'),
-      'data': {
-        'synthetic': {'num_users': 40, 'num_items': 50},
-        'history_length': 6,
-        'sessions': {'items_per_session': 1},
-      },
-      'embed': {'parts': ({'kind': 'text', 'dim': 12},)},
-      'tokenizer': {
-        'levels': 3,
-        'codes_per_level': 4,
-        'quantizer': 'rqvae',
-        'collision': 'append',
-        'limits': {'max_collision_share': 1.0},
-        'rqvae': {
-          'hidden_dims': (16,),
-          'latent_dim': 4,
-          'batch_size': 32,
-          'num_steps': 40,
-        },
-      },
-      'model': {
-        'embed_dim': 16,
-        'num_heads': 2,
-        'head_dim': 4,
-        'encoder_layers': 1,
-        'decoder_layers': 1,
-        'mlp_dim': 16,
-        'moe': {'enabled': False},
-        'history_separator': False,
-        'user_buckets': 50,
-      },
-      'pretrain': {
-        'batch_size': 16,
-        'num_steps': 6,
-        'evaluate_every_steps': 6,
-        'evaluate_examples': 16,
-        'checkpoint_every_steps': 6,
-        'pipeline': {'windows': 'all'},
-      },
-      'evaluate': {
-        'batch_size': 16,
-        'bootstrap_samples': 20,
-        'decoding': {'num_beams': 8},
-      },
-    }
-  )
-
-
-@pytest.mark.slow
-def test_tiger_runs_from_events_to_recommendations(tmp_path):
-  experiment = _tiger()
-  workdir = workdir_lib.Workdir(tmp_path)
-  runner.run_stages(experiment, workdir, experiment.stages, resume=True)
-  tokenized = workdir.result('tokenize')
-  # Three quantized levels and the number within a bucket, so no ID is shared.
-  assert len(tokenized['codes_per_level']) == 4
-  before = tokenized['quantizers']['rqvae']['ids']
-  assert before['collision_share'] > 0
-  assert tokenized['codes_per_level'] == [4, 4, 4, before['largest_bucket']]
-  assert tokenized['quality']['ids']['collision_share'] == 0
-  ids = pretrain.read_semantic_ids(workdir)
-  assert ids.vocabulary(50).size == 3 + 12 + before['largest_bucket'] + 50
-  trained = workdir.result('pretrain')
-  assert trained['steps'] == 6
-  assert trained['semantic_ids'] == ids.digest()
-  evaluated = workdir.result('evaluate')
-  assert evaluated['legality'] == 1.0
-  assert 0 <= evaluated['metrics']['onerec']['recall@10']['mean'] <= 1

@@ -118,7 +118,11 @@ def test_more_codes_than_items_are_refused(tmp_path):
 _RQVAE = {
   'quantizer': 'rqvae',
   'rqvae': config_lib.RQVAEConfig(
-    hidden_dims=(16,), latent_dim=4, batch_size=16, num_steps=60
+    hidden_dims=(16,),
+    latent_dim=4,
+    batch_size=16,
+    num_steps=60,
+    peak_learning_rate=1e-2,
   ),
 }
 
