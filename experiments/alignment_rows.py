@@ -54,7 +54,7 @@ def tiger(
 
 
 def onerec(
-  name: str, published: str, *, model: dict[str, Any]
+  name: str, published: str | None, *, model: dict[str, Any]
 ) -> dict[str, Any]:
   """OneRec before alignment, at one size."""
   return _row(name, published, stages=_BEFORE, model=model)
@@ -68,10 +68,14 @@ def aligned(
 
 
 def ipa(
-  *, model: dict[str, Any], name: str = '+IPA', **preference: Any
+  *,
+  model: dict[str, Any],
+  name: str = '+IPA',
+  published: str | None = '+IPA',
+  **preference: Any,
 ) -> dict[str, Any]:
   """Iterative preference alignment on the model's own beam."""
-  return aligned(name, '+IPA', model=model, preference=preference)
+  return aligned(name, published, model=model, preference=preference)
 
 
 def logged_losses(
@@ -99,3 +103,29 @@ def logged_losses(
     )
     for name, loss in _LOSSES.items()
   ]
+
+
+def table_1(
+  *,
+  small: dict[str, Any],
+  large: dict[str, Any],
+  rounds: int,
+  steps_per_round: int,
+) -> tuple[dict[str, Any], ...]:
+  """All rows of Table 1, with two sizes of TIGER and OneRec.
+
+  Args:
+    small: overrides of `model` that stand for the paper's 0.1B.
+    large: for its 1B.
+    rounds: of IPA.
+    steps_per_round: of IPA; the other losses get as many steps in one go.
+  """
+  return (
+    *baselines(),
+    tiger('TIGER-S', 'TIGER-0.1B', model=small),
+    tiger('TIGER-L', 'TIGER-1B', model=large),
+    onerec('OneRec-S', 'OneRec-0.1B', model=small),
+    onerec(BASE, 'OneRec-1B', model=large),
+    *logged_losses(model=large, rounds=rounds, steps_per_round=steps_per_round),
+    ipa(model=large),
+  )

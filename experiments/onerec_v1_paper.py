@@ -1,20 +1,35 @@
 """OneRec v1 at the published sizes (arXiv:2502.18965): a recipe for pods.
 
-  python -m onerec_jax.main run --config=experiments/onerec_v1_paper.py \
+  python -m onerec_jax.main run --config=experiments/onerec_v1_paper.py:1b \
     --config.data.tables.interactions=gs://… --workdir=gs://…
 
 3 x 8192 codes, 256 history items, sessions of 5, 24 experts with top-2, Adam
-2e-4, beam 128.  Widths and depths are not published: those of spec §14.3.
+2e-4, beam 128; IPA with r_DPO = 1 %.  Sizes 0.05b, 0.1b, 0.2b, 0.5b and 1b are
+total parameters, within 5 %; widths and depths are not published, ours are.
 """
 
 import ml_collections
 
 from onerec_jax import config as config_lib
 
+# Size -> embed_dim, heads, head_dim, layers of each stack, mlp_dim, expert_dim.
+_SIZES = {
+  '0.05b': (256, 8, 32, 4, 1024, 768),
+  '0.1b': (384, 8, 48, 4, 1536, 1024),
+  '0.2b': (512, 8, 64, 6, 1024, 1088),
+  '0.5b': (768, 12, 64, 8, 2048, 1344),
+  '1b': (1024, 16, 64, 10, 3072, 1600),
+}
+VARIANTS = tuple(_SIZES)
 
-def get_config() -> ml_collections.ConfigDict:
+
+def get_config(size: str = '0.1b') -> ml_collections.ConfigDict:
+  if size not in VARIANTS:
+    raise ValueError(f'onerec_v1_paper:{size} is not one of {VARIANTS}.')
+  embed, heads, head_dim, layers, mlp, expert = _SIZES[size]
   config = config_lib.default_config()
-  config.name = 'onerec_v1_paper'
+  config.name = f'onerec_v1_paper_{size}'
+  config.stages = config_lib.STAGES
 
   config.data.source = 'tables'
   config.data.tables.interactions = 'interactions.parquet'
@@ -28,14 +43,14 @@ def get_config() -> ml_collections.ConfigDict:
 
   config.tokenizer.codes_per_level = 8192
 
-  config.model.embed_dim = 512
-  config.model.num_heads = 8
-  config.model.head_dim = 64
-  config.model.encoder_layers = 6
-  config.model.decoder_layers = 6
-  config.model.mlp_dim = 1024
+  config.model.embed_dim = embed
+  config.model.num_heads = heads
+  config.model.head_dim = head_dim
+  config.model.encoder_layers = layers
+  config.model.decoder_layers = layers
+  config.model.mlp_dim = mlp
   config.model.moe.num_experts = 24
-  config.model.moe.expert_dim = 1024
+  config.model.moe.expert_dim = expert
   config.model.remat = True
   config.model.compute_dtype = 'bfloat16'
 
@@ -45,6 +60,33 @@ def get_config() -> ml_collections.ConfigDict:
   config.pretrain.checkpoint_every_steps = 2500
   config.pretrain.pipeline.length_buckets = (64, 128, 256)
   config.mesh.fsdp = 4
+
+  # What the tables must hold beside user, item and time.
+  config.data.tables.feedback_columns = (
+    'watch_time',
+    'long_view',
+    'is_follow',
+    'is_like',
+  )
+  config.reward_model.targets = (
+    {'name': 'swt', 'column': 'watch_time', 'label': 'saturating_sum'},
+    {'name': 'vtr', 'column': 'long_view', 'label': 'any'},
+    {'name': 'wtr', 'column': 'is_follow', 'label': 'any'},
+    {'name': 'ltr', 'column': 'is_like', 'label': 'any'},
+  )
+  config.reward.batch_size = 4096
+  config.reward.num_steps = 20_000
+  config.reward.evaluate_every_steps = 2000
+  config.reward.checkpoint_every_steps = 2000
+
+  # T = 3 rounds, λ = 1, β = 0.1: not published.
+  config.preference.rollout.num_items = 5
+  config.preference.rollout.constrain = 'none'
+  config.align.batch_size = 4096
+  config.align.num_steps = 10_000
+  config.align.evaluate_every_steps = 5000
+  config.align.checkpoint_every_steps = 2500
+  config.align.pipeline.length_buckets = (64, 128, 256)
 
   config.evaluate.decoding.num_beams = 128
   config.evaluate.decoding.num_items = 5

@@ -17,8 +17,8 @@ from experiments import alignment_rows as rows
 from experiments import onerec_v1_kuairand
 from onerec_jax import config as config_lib
 
-_SMALL_MODEL = {'embed_dim': 32, 'head_dim': 8, 'mlp_dim': 64}
-_LARGE_MODEL = {'embed_dim': 64, 'head_dim': 16, 'mlp_dim': 128}
+SMALL_MODEL = {'embed_dim': 32, 'head_dim': 8, 'mlp_dim': 64}
+LARGE_MODEL = {'embed_dim': 64, 'head_dim': 16, 'mlp_dim': 128}
 
 VARIANTS = ('full', 'small')
 
@@ -104,17 +104,10 @@ def get_config(variant: str = 'full') -> ml_collections.ConfigDict:
   config.sweep.title = 'Table 1 on KuaiRand-Pure'
   config.sweep.base = rows.BASE
   config.sweep.seeds = (0,) if small else (0, 1, 2)
-  config.sweep.rows = (
-    *rows.baselines(),
-    rows.tiger('TIGER-S', 'TIGER-0.1B', model=_SMALL_MODEL),
-    rows.tiger('TIGER-L', 'TIGER-1B', model=_LARGE_MODEL),
-    rows.onerec('OneRec-S', 'OneRec-0.1B', model=_SMALL_MODEL),
-    rows.onerec(rows.BASE, 'OneRec-1B', model=_LARGE_MODEL),
-    *rows.logged_losses(
-      model=_LARGE_MODEL,
-      rounds=config.preference.rounds,
-      steps_per_round=config.align.num_steps,
-    ),
-    rows.ipa(model=_LARGE_MODEL),
+  config.sweep.rows = rows.table_1(
+    small=SMALL_MODEL,
+    large=LARGE_MODEL,
+    rounds=config.preference.rounds,
+    steps_per_round=config.align.num_steps,
   )
   return config

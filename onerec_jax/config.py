@@ -231,7 +231,7 @@ class RQVAEConfig:
   standardize: bool = True
   batch_size: int = 1024
   num_steps: int = 4000
-  peak_learning_rate: float = 1e-3
+  peak_learning_rate: float = 3e-3  # cosine to 0, 100 warm-up steps
   weight_decay: float = 1e-4
   usage_decay: float = 0.99  # of the average use of a code, per step
   # A code used less than this share of the mean use is put on a random

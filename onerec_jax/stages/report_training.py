@@ -193,11 +193,12 @@ def _compared_sizes(
 _QUANTIZERS = {
   'kmeans': 'plain k-means',
   'balanced_kmeans': 'balanced k-means',
+  'rqvae': 'RQ-VAE',
 }
 
 
 def _quantizers(result: Mapping[str, Any] | None) -> dict[str, Any] | None:
-  """Returns the comparison of both quantizers on the same vectors."""
+  """Returns the comparison of quantizers on the same vectors."""
   entries = (result or {}).get('quantizers')
   if not result or not entries:
     return None
@@ -207,7 +208,7 @@ def _quantizers(result: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
   return {
     'caption': (
-      'Both quantizers on the same vectors, before collisions are resolved;'
+      'Quantizers on the same vectors, before collisions are resolved;'
       ' figures per level are divided by slashes'
     ),
     'columns': [
