@@ -8,6 +8,8 @@
 of table1_synthetic.py:small.
 """
 
+from typing import Any
+
 import ml_collections
 
 from experiments import alignment_rows as rows
@@ -22,7 +24,7 @@ _SIZES = (16, 32, 64, 96)  # embed_dim
 def get_config(variant: str = 'r_dpo') -> ml_collections.ConfigDict:
   if variant not in VARIANTS:
     raise ValueError(f'ipa_ablations:{variant} is not one of {VARIANTS}.')
-  config = table1_synthetic.get_config('small')
+  config: Any = table1_synthetic.get_config('small')
   config.name = f'ipa_ablations_{variant}'
   if variant == 'r_dpo':
     config.sweep.title = 'Share of samples with a pair (Figure 4)'

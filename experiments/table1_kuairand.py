@@ -11,6 +11,8 @@ sessions.  `:small` is one seed of shorter runs.  The README has the measured
 table.
 """
 
+from typing import Any
+
 import ml_collections
 
 from experiments import alignment_rows as rows
@@ -27,7 +29,7 @@ def get_config(variant: str = 'full') -> ml_collections.ConfigDict:
   if variant not in VARIANTS:
     raise ValueError(f'table1_kuairand:{variant} is not one of {VARIANTS}.')
   small = variant == 'small'
-  config = onerec_v1_kuairand.get_config()
+  config: Any = onerec_v1_kuairand.get_config()
   config.name = f'table1_kuairand_{variant}'
   config.stages = config_lib.STAGES
 

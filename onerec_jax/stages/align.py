@@ -37,6 +37,8 @@ from onerec_jax.train import preemption
 from onerec_jax.train import state as state_lib
 
 STAGE = 'align'
+# (params, router_bias, poll) -> {'valid/reward_mean': ...}
+_Validate = Callable[[Any, Any, Callable[[], None]], Mapping[str, float]]
 
 
 def round_folder(workdir: workdir_lib.Workdir, number: int) -> epath.Path:
@@ -74,6 +76,14 @@ def run(
       experiment, workdir, seed_model.ids, seed_model.mesh
     )
   store = pretrain.open_examples(workdir, 'train')
+  maker = rollouts.Rollouts(
+    seed_model,
+    reward,
+    experiment.preference,
+    store,
+    history_length=experiment.data.history_length,
+  )
+  validate = _make_validation(experiment, workdir, seed_model)
   policy, rounds = seed_model, []
   for number in range(1, experiment.preference.rounds + 1):
     path = round_folder(workdir, number)
@@ -82,7 +92,9 @@ def run(
     result = workdir_lib.read_json(path / workdir_lib.RESULT)
     if result is None:
       logging.info('round %d of %d', number, experiment.preference.rounds)
-      result = _Round(experiment, workdir, policy, reward, store, number).run()
+      result = _Round(
+        experiment, workdir, policy, maker, validate, store, number
+      ).run()
       workdir_lib.write_json(path / workdir_lib.RESULT, result)
     rounds.append(result)
     policy = trained_lib.load(experiment, workdir, which='latest', folder=path)
@@ -144,14 +156,16 @@ class _Round:
     experiment: config_lib.Experiment,
     workdir: workdir_lib.Workdir,
     policy: trained_lib.Trained,
-    reward: reward_lib.RewardModel | None,
+    maker: rollouts.Rollouts,
+    validate: _Validate | None,
     store: examples.ExampleStore,
     number: int,
   ):
     self._experiment = experiment
     self._workdir = workdir
     self._policy = policy
-    self._reward = reward
+    self._maker = maker
+    self._validate = validate
     self._store = store
     self._number = number
     self._folder = round_folder(workdir, number)
@@ -190,13 +204,6 @@ class _Round:
         len(ids),
         count,
       )
-    maker = rollouts.Rollouts(
-      self._policy,
-      self._reward,
-      preference,
-      self._store,
-      history_length=e.data.history_length,
-    )
     with preemption.StopSignal() as stop:
 
       def poll() -> None:
@@ -204,8 +211,8 @@ class _Round:
           logging.warning('SIGTERM: stopped while making pairs.')
           raise preemption.Preempted(preemption.PREEMPTED_STATUS)
 
-      pairs, statistics = maker.make(
-        ids, self._folder, key=(self._seed,), poll=poll
+      pairs, statistics = self._maker.make(
+        self._policy, ids, self._folder, key=(self._seed,), poll=poll
       )
     logging.info(
       'pairs: %d of %d users; skipped %s; seconds %s',
@@ -264,9 +271,8 @@ class _Round:
       key=(self._seed,),
       **process,
     )
-    evaluate, train = self._validation(), e.align
-    if evaluate is None and train.evaluate_every_steps:
-      logging.info("no validation: stages has no 'reward' to judge sessions by")
+    train = e.align
+    if self._validate is None:
       train = dataclasses.replace(train, evaluate_every_steps=0)
     return loop.Job(
       objective=objective_lib.make_objective(
@@ -286,31 +292,43 @@ class _Round:
       ),
       batches=batches,
       frozen=frozen,
-      evaluate=evaluate,
+      evaluate=self._validate,
       best_metric='valid/reward_mean',
       best_mode='max',
     )
 
-  def _validation(
-    self,
-  ) -> Callable[[Any, Any, Callable[[], None]], Mapping[str, float]] | None:
-    """Returns the function that scores sessions of validation users."""
-    e = self._experiment
-    if 'reward' not in e.stages or not e.align.evaluate_every_steps:
-      return None
-    judge = session_comparison.make_judge(
-      e, self._workdir, split='valid', max_users=e.align.evaluate_examples
-    )
-    generator = session_evaluation.make_generator(
-      self._policy, e, judge.store, num_items=e.reward_model.items_per_session
-    )
 
-    def evaluate(
-      params: Any, router_bias: Any, poll: Callable[[], None]
-    ) -> Mapping[str, float]:
-      found = generator(
-        judge.ids, params=params, router_bias=router_bias, poll=poll
-      )
-      return session_comparison.validation_figures(judge, found)
+def _make_validation(
+  experiment: config_lib.Experiment,
+  workdir: workdir_lib.Workdir,
+  model: trained_lib.Trained,
+) -> _Validate | None:
+  """Returns the function that scores sessions of validation users, if any."""
+  if 'reward' not in experiment.stages:
+    if experiment.align.evaluate_every_steps:
+      logging.info("no validation: stages has no 'reward' to judge sessions by")
+    return None
+  if not experiment.align.evaluate_every_steps:
+    return None
+  judge = session_comparison.make_judge(
+    experiment,
+    workdir,
+    split='valid',
+    max_users=experiment.align.evaluate_examples,
+  )
+  generator = session_evaluation.make_generator(
+    model,
+    experiment,
+    judge.store,
+    num_items=experiment.reward_model.items_per_session,
+  )
 
-    return evaluate
+  def evaluate(
+    params: Any, router_bias: Any, poll: Callable[[], None]
+  ) -> Mapping[str, float]:
+    found = generator(
+      judge.ids, params=params, router_bias=router_bias, poll=poll
+    )
+    return session_comparison.validation_figures(judge, found)
+
+  return evaluate

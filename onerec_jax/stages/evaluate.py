@@ -59,7 +59,7 @@ def run(
     )
   models = _load_models(experiment, workdir)
   trained = models[OURS]
-  titles, lists, legality = {}, {}, {}
+  titles, decoded = {}, {}
   for name, model in models.items():
     logging.info(
       'Evaluating %s, checkpoint of step %d, on %d %s users.',
@@ -68,11 +68,10 @@ def run(
       min(store.index.num_examples, settings.max_examples or 2**62),
       settings.split,
     )
-    cases, answers, decoding = _decode(experiment, model, store)
+    decoded[name] = _decode(experiment, model, store)
     titles[name] = _title(experiment, model, aligned=name != BEFORE)
-    lists[name], legality[name] = answers.items, decoding['legality']
-    if name == OURS:
-      ours, figures_of_decoding = answers, decoding
+  cases, ours, decoding = decoded[OURS]
+  lists = {name: answers.items for name, (_, answers, _) in decoded.items()}
   for floor in _floors(workdir):
     titles[floor.name] = (floor.title, floor.description)
     lists[floor.name] = floor.recommend(
@@ -114,8 +113,8 @@ def run(
       for name, (title, text) in titles.items()
     },
     **figures,
-    **figures_of_decoding,
-    'legality_by_model': legality,
+    **decoding,
+    'legality_by_model': {n: d[2]['legality'] for n, d in decoded.items()},
     'session_rewards': _session_rewards(experiment, workdir, models),
     'teacher_forced': trained_lib.teacher_forced(
       trained,

@@ -33,7 +33,10 @@ _BATCHES_PER_CHUNK = 16
 
 
 class Rollouts:
-  """Makes pairs with one frozen policy, which is also the reference."""
+  """Makes pairs with a frozen policy, which is also the reference.
+
+  Compiled once; the policies of later rounds are of the same shape.
+  """
 
   def __init__(
     self,
@@ -47,7 +50,7 @@ class Rollouts:
     """Prepares decoding and scoring; compiled at first use.
 
     Args:
-      policy: generates, and gives the reference log-probabilities.
+      policy: of the first round.
       reward: scores; None for logged pairs.
       preference: settings of pairs and rollouts.
       store: the training examples.
@@ -81,6 +84,7 @@ class Rollouts:
 
   def make(
     self,
+    policy: trained_lib.Trained,
     example_ids: np.ndarray,
     folder: epath.Path,
     *,
@@ -90,6 +94,7 @@ class Rollouts:
     """Returns the pairs of these examples and what making them showed.
 
     Args:
+      policy: generates, and gives the reference log-probabilities.
       example_ids: samples that shall have a pair. [P]
       folder: of the round; chunks are kept in its rollouts/.
       key: names the random stream, e.g. (seed, round).
@@ -98,6 +103,7 @@ class Rollouts:
     Raises:
       ValueError: not one pair could be made; says why.
     """
+    self._policy = policy
     size = self._rows * _BATCHES_PER_CHUNK
     parts, reports = [], []
     for number, first in enumerate(range(0, len(example_ids), size)):
@@ -197,7 +203,7 @@ class Rollouts:
       jnp.asarray(predictions),
       jnp.asarray(legal),
       weights=tuple(reward.weights),
-      kind=reward.aggregate,
+      kind=reward.config.aggregate,
     )
     choice = jax.device_get(self._choose(rewards, legal, items))
     scored = time.perf_counter()

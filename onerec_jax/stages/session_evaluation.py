@@ -208,8 +208,8 @@ class _Generator:
       )
     )
     exists = valid[..., None] & (leaves >= 0)
-    legal = valid & (items >= 0).all(axis=2)
-    return items, legal, valid, exists.all(axis=2), exists
+    legal = valid & np.asarray(np.all(items >= 0, axis=2))
+    return items, legal, valid, np.asarray(np.all(exists, axis=2)), exists
 
   def _list(
     self, users: Any, seen: Sequence[np.ndarray]
@@ -217,8 +217,9 @@ class _Generator:
     assert self._ranker is not None
     answer = self._ranker(users, seen)
     items = answer.items.reshape(len(answer.items), *self._shape)
-    legal = (items >= 0).all(axis=2)
-    return items, legal, (items >= 0).any(axis=2), legal, items >= 0
+    listed = np.asarray(items >= 0)
+    legal = np.asarray(np.all(listed, axis=2))
+    return items, legal, np.asarray(np.any(listed, axis=2)), legal, listed
 
 
 class Scorer:

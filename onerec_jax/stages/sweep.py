@@ -26,7 +26,9 @@ from onerec_jax.stages import trained as trained_lib
 from onerec_jax.train import log
 
 # Stages of a row; what follows is the table's own.
-_ROW_STAGES = ('prepare', 'embed', 'tokenize', 'pretrain', 'align')
+_ROW_STAGES: tuple[config_lib.Stage, ...] = (
+  'prepare', 'embed', 'tokenize', 'pretrain', 'align',
+)  # fmt: skip
 _JUDGE_STAGES: tuple[config_lib.Stage, ...] = (
   'prepare', 'embed', 'tokenize', 'reward',
 )  # fmt: skip

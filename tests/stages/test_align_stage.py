@@ -172,6 +172,7 @@ def test_the_second_round_starts_from_and_refers_to_the_first(aligned):
     history_length=experiment.data.history_length,
   )
   again, _ = maker.make(
+    policy,
     second.example_ids,
     workdir.root / 'again',
     key=(0,),
