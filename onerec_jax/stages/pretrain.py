@@ -241,7 +241,7 @@ def _make_onerec(
   trie = prefix_trie.PrefixTrie.build(
     ids.codes, ids.codes_per_level, rank_in_bucket=ids.rank_in_bucket
   )
-  trie = sharding.place(trie, jax.tree.map(lambda _: whole, trie))
+  trie = jax.tree.map(lambda x: sharding.place(x, whole), trie)
   recommender = recommend.make_recommender(
     model, experiment.evaluate.decoding, top_k=_TOP_K
   )

@@ -145,7 +145,8 @@ def shared_workdir(
   return workdir_lib.Workdir(workdir.root / 'rows' / name, folders=folders)
 
 
-def _slug(name: str) -> str:
+def slug(name: str) -> str:
+  """Returns a row's name as a folder's."""
   return re.sub(r'[^a-z0-9]+', '_', name.lower()).strip('_')
 
 
@@ -172,14 +173,15 @@ def _finish_row(
 ) -> None:
   """Trains a row and measures its sessions, unless that is done."""
   e = row.experiment
-  shared = shared_workdir(e, workdir, _slug(row.name) + f'/seed_{row.seed}')
+  shared = shared_workdir(e, workdir, slug(row.name) + f'/seed_{row.seed}')
   digest = _row_digest(row, judge)
   done = workdir_lib.read_json(shared.root / workdir_lib.RESULT)
   if done is not None and done['digest'] == digest:
     return
-  stages = tuple(s for s in e.stages if s in (*_ROW_STAGES, 'reward'))
-  if 'align' not in stages:
-    stages = tuple(s for s in stages if s != 'reward')
+  wanted = _ROW_STAGES
+  if 'align' in e.stages:
+    wanted += ('reward',)
+  stages: list[config_lib.Stage] = [s for s in e.stages if s in wanted]
   start = time.perf_counter()
   runner.run_stages(e, shared, stages, resume=True)
   folder = None
@@ -191,7 +193,7 @@ def _finish_row(
     which='latest' if folder else e.evaluate.checkpoint,
     folder=folder,
   )
-  _check_catalogue(row, shared, judge)
+  check_catalogue(row.name, shared, judge.workdir)
   found = session_comparison.measure(judge, trained)
   with (shared.root / 'users.npz').open('wb') as file:
     np.savez(file, values=found.values, items=found.sessions.items)
@@ -209,7 +211,9 @@ def _finish_row(
 
 
 def _row_digest(row: Row, judge: session_comparison.Judge) -> str:
-  stages = [s for s in _ROW_STAGES if s in row.experiment.stages]
+  stages: list[config_lib.Stage] = [
+    s for s in _ROW_STAGES if s in row.experiment.stages
+  ]
   return config_lib.digest(
     (
       *(runner.stage_digest(row.experiment, s) for s in stages),
@@ -220,14 +224,14 @@ def _row_digest(row: Row, judge: session_comparison.Judge) -> str:
   )
 
 
-def _check_catalogue(
-  row: Row, shared: workdir_lib.Workdir, judge: session_comparison.Judge
+def check_catalogue(
+  name: str, row: workdir_lib.Workdir, judge: workdir_lib.Workdir
 ) -> None:
   """Raises unless the row's items are the judge's."""
-  ours, theirs = (catalog.item_ids(w.data) for w in (shared, judge.workdir))
+  ours, theirs = (catalog.item_ids(w.data) for w in (row, judge))
   if not np.array_equal(ours, theirs):
     raise ValueError(
-      f'sweep row {row.name!r} has {len(ours)} items, the reward model'
+      f'sweep row {name!r} has {len(ours)} items, the reward model'
       f' {len(theirs)}, or in another order: rows may change'
       ' data.sessions.items_per_session, but not which items are kept.'
     )
@@ -249,7 +253,7 @@ def _summary(
   values: dict[str, list[np.ndarray]] = {row.name: [] for row in sweep.rows}
   results: dict[str, list[dict[str, Any]]] = {r.name: [] for r in sweep.rows}
   for row in rows:
-    folder = workdir.root / 'rows' / _slug(row.name) / f'seed_{row.seed}'
+    folder = workdir.root / 'rows' / slug(row.name) / f'seed_{row.seed}'
     with (folder / 'users.npz').open('rb') as file, np.load(file) as stored:
       values[row.name].append(stored['values'])
     found = workdir_lib.read_json(folder / workdir_lib.RESULT)
