@@ -35,7 +35,7 @@ types: $(VENV)/.dev
 	$(VENV)/bin/basedpyright --pythonpath $(VENV)/bin/python
 
 pytest: $(VENV)/.dev
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 results: $(VENV)/.runtime  ## rewrite the README's tables from the result files
 	$(VENV)/bin/python -m experiments.results --write

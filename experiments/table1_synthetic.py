@@ -51,6 +51,7 @@ def get_config(variant: str = 'full') -> ml_collections.ConfigDict:
   config.tokenizer.rqvae.latent_dim = 16
   config.tokenizer.rqvae.batch_size = 256
   config.tokenizer.rqvae.num_steps = 1500
+  config.tokenizer.rqvae.peak_learning_rate = 1e-3
 
   config.model.encoder_layers = 2
   config.model.decoder_layers = 2
@@ -97,8 +98,7 @@ def get_config(variant: str = 'full') -> ml_collections.ConfigDict:
   config.reward.checkpoint_every_steps = 500
   config.reward.keep_checkpoints = 1
 
-  # A third round raises the predicted reward only, not the true one.
-  config.preference.rounds = 2
+  config.preference.rounds = 3
   config.preference.sample_share = 0.1
   config.preference.weight = 5.0
   config.preference.rollout.num_beams = 32

@@ -588,6 +588,14 @@ def _problems(experiment: Experiment) -> Iterator[str]:
       ' data.sessions.items_per_session='
       f'{e.data.sessions.items_per_session}, the length that is trained.'
     )
+  sequential = e.sequential
+  if sequential.embed_dim % sequential.num_heads:
+    yield (
+      f'sequential.embed_dim={sequential.embed_dim} is not divisible by'
+      f' sequential.num_heads={sequential.num_heads}.'
+    )
+  if not 0 < sequential.mask_share < 1:
+    yield f'sequential.mask_share={sequential.mask_share} must lie in (0, 1).'
   moe = e.model.moe
   if moe.enabled and not 1 <= moe.top_k <= moe.num_experts:
     yield (
@@ -597,6 +605,7 @@ def _problems(experiment: Experiment) -> Iterator[str]:
   for path, rate in (
     ('model.dropout_rate', e.model.dropout_rate),
     ('model.attention_dropout_rate', e.model.attention_dropout_rate),
+    ('sequential.dropout_rate', sequential.dropout_rate),
   ):
     if not 0 <= rate < 1:
       yield f'{path}={rate} must lie in [0, 1).'

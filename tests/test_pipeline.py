@@ -42,15 +42,21 @@ def test_raw_events_become_recommendations_and_a_second_run_skips(tmp_path):
     for path in folder.glob('*/result.json')
   }
   assert set(results) == {
-    'data', 'embed', 'tokenizer', 'pretrain', 'evaluate', 'report',
+    'data', 'embed', 'tokenizer', 'pretrain', 'reward', 'align', 'evaluate',
+    'report',
   }  # fmt: skip
   assert results['pretrain']['steps'] == 20
   assert results['evaluate']['legality'] == 1.0
+  assert len(results['align']['rounds']) == 2
+  assert set(results['evaluate']['session_rewards']['methods']) == {
+    'onerec',
+    'pretrained',
+  }
   assert 'popularity' in results['evaluate']['metrics']
   assert '<html' in (folder / 'report' / 'report.html').read_text()
 
   again = _onerec(*run, folder=tmp_path)
-  assert again.count('already complete, skipped') == 5
+  assert again.count('already complete, skipped') == 7
 
   shown = _onerec(
     'recommend',

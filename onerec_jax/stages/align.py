@@ -53,6 +53,22 @@ def last_round_folder(
   return round_folder(workdir, experiment.preference.rounds)
 
 
+def load_final(
+  experiment: config_lib.Experiment, workdir: workdir_lib.Workdir
+) -> trained_lib.Trained:
+  """Returns the model an experiment ends with: aligned, if it aligns.
+
+  Raises:
+    FileNotFoundError: a stage has not run; says which.
+  """
+  if STAGE in experiment.stages:
+    folder = last_round_folder(experiment, workdir)
+    return trained_lib.load(experiment, workdir, which='latest', folder=folder)
+  return trained_lib.load(
+    experiment, workdir, which=experiment.evaluate.checkpoint
+  )
+
+
 def run(
   experiment: config_lib.Experiment, workdir: workdir_lib.Workdir
 ) -> dict[str, Any]:

@@ -49,6 +49,8 @@ def run(
     ValueError: the split has no users.
   """
   settings = experiment.evaluate
+  models = _load_models(experiment, workdir)
+  trained = models[OURS]
   store = examples.ExampleStore(
     workdir.data / 'examples' / f'{settings.split}.arrayrecord'
   )
@@ -57,8 +59,6 @@ def run(
       f'The split {settings.split!r} has no users to evaluate. Set'
       " evaluate.split='valid', or change data.split and run `prepare` again."
     )
-  models = _load_models(experiment, workdir)
-  trained = models[OURS]
   titles, decoded = {}, {}
   for name, model in models.items():
     logging.info(
@@ -140,17 +140,13 @@ def _load_models(
   experiment: config.Experiment, workdir: workdir_lib.Workdir
 ) -> dict[str, trained_lib.Trained]:
   """Returns the final model, and the pre-trained one if that was aligned."""
-  which = experiment.evaluate.checkpoint
-  pretrained = trained_lib.load(experiment, workdir, which=which)
-  if 'align' not in experiment.stages:
-    return {OURS: pretrained}
-  aligned = trained_lib.load(
-    experiment,
-    workdir,
-    which='latest',
-    folder=align.last_round_folder(experiment, workdir),
+  final = align.load_final(experiment, workdir)
+  if align.STAGE not in experiment.stages:
+    return {OURS: final}
+  pretrained = trained_lib.load(
+    experiment, workdir, which=experiment.evaluate.checkpoint
   )
-  return {OURS: aligned, BEFORE: pretrained}
+  return {OURS: final, BEFORE: pretrained}
 
 
 def _title(

@@ -25,6 +25,7 @@ from onerec_jax import batch as batch_lib
 from onerec_jax import config
 from onerec_jax import workdir as workdir_lib
 from onerec_jax.data import catalog
+from onerec_jax.stages import align
 from onerec_jax.stages import trained as trained_lib
 
 _FORMATS = ('.parquet', '.csv', '.jsonl')
@@ -151,7 +152,7 @@ def _answer(
   top_k: int,
 ) -> list[dict[str, Any]]:
   settings = experiment.evaluate
-  trained = trained_lib.load(experiment, workdir, which=settings.checkpoint)
+  trained = align.load_final(experiment, workdir)
   recommender = trained_lib.Recommender(
     trained,
     settings.decoding,

@@ -10,6 +10,7 @@ from typing import Any
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from jaxtyping import Float
@@ -17,6 +18,7 @@ from jaxtyping import Int
 
 from onerec_jax import config
 from onerec_jax import session_rewards
+from onerec_jax import sharding
 from onerec_jax import workdir as workdir_lib
 from onerec_jax.data import catalog
 from onerec_jax.data import examples
@@ -24,6 +26,7 @@ from onerec_jax.data import pipeline
 from onerec_jax.data import synthetic
 from onerec_jax.data import synthetic_rewards
 from onerec_jax.model import onerec
+from onerec_jax.ops import history as history_ops
 from onerec_jax.stages import pretrain
 from onerec_jax.stages import reward_model as reward_lib
 from onerec_jax.stages import session_evaluation
@@ -300,7 +303,7 @@ def dynamics(
 
   For some users, the first item of the candidate session with the highest
   reward: every level's softmax given the item's own codes before, per model
-  (spec §13.1, prediction dynamics).
+  (spec §13.1, prediction dynamics).  The session begins as in the rollouts.
 
   Args:
     judge: users and reward model.
@@ -310,7 +313,11 @@ def dynamics(
   weights = judge.scorer.judge.weights
   total = session_evaluation.with_total(candidates.rewards, weights)[..., 0]
   legal = candidates.sessions.legal
-  rows = np.flatnonzero(legal.any(axis=1))[:_DYNAMICS_USERS]
+  # A beginning of the session that is shorter would need padding.
+  long = judge.store.index.history_counts[judge.ids] > (
+    judge.experiment.preference.rollout.continue_items
+  )
+  rows = np.flatnonzero(legal.any(axis=1) & long)[:_DYNAMICS_USERS]
   if not len(rows):
     return []
   best = np.where(legal[rows], total[rows], -np.inf).argmax(axis=1)
@@ -348,31 +355,39 @@ def _first_item_probabilities(
   rows = -(-len(ids) // shards) * shards
   padded = np.full(rows, -1)
   padded[: len(ids)] = ids
+  last = judge.experiment.preference.rollout.continue_items
   users = pipeline.session_batch(
     judge.store,
     padded,
-    history_length=trained.experiment.data.history_length,
+    history_length=trained.experiment.data.history_length + last,
     items_per_session=1,
   )
   items = np.zeros((rows, 1), np.int32)
   items[: len(ids), 0] = sessions[:, 0]
-  codes = trained.ids.codes
 
   @jax.jit
-  def predict(params: Any, *arrays: Any) -> jax.Array:
+  def predict(
+    params: Any, router_bias: Any, item_codes: Any, users: Any, items: Any
+  ) -> jax.Array:
+    history, prefix = history_ops.split_history(
+      users.history_items, users.history_mask, num_last=last
+    )
+    session = jnp.concatenate([prefix.items, items], axis=1)
     output = trained.model.apply(
-      {'params': params}, *arrays, deterministic=True
+      {'params': params},
+      item_codes[history.items],
+      history.mask,
+      users.user,
+      item_codes[session],
+      jnp.ones(session.shape, bool),
+      router_bias,
+      deterministic=True,
     )
     assert isinstance(output, onerec.OneRecOutput)
-    return jax.nn.softmax(output.logits, axis=-1)
+    return jax.nn.softmax(output.logits[:, last], axis=-1)
 
+  placed, items = sharding.place_batch((users, items), trained.mesh)
   probs = predict(
-    trained.params,
-    codes[users.history_items],
-    users.history_mask,
-    users.user,
-    codes[items],
-    np.ones((rows, 1), bool),
-    trained.router_bias,
+    trained.params, trained.router_bias, trained.item_codes, placed, items
   )
-  return np.asarray(jax.device_get(probs))[: len(ids), 0]
+  return np.asarray(jax.device_get(probs))[: len(ids)]

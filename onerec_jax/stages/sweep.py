@@ -22,7 +22,6 @@ from onerec_jax.stages import published
 from onerec_jax.stages import report_sweep
 from onerec_jax.stages import runner
 from onerec_jax.stages import session_comparison
-from onerec_jax.stages import trained as trained_lib
 from onerec_jax.train import log
 
 # Stages of a row; what follows is the table's own.
@@ -184,27 +183,19 @@ def _finish_row(
   stages: list[config_lib.Stage] = [s for s in e.stages if s in wanted]
   start = time.perf_counter()
   runner.run_stages(e, shared, stages, resume=True)
-  folder = None
-  if 'align' in stages:
-    folder = align.last_round_folder(e, shared)
-  trained = trained_lib.load(
-    e,
-    shared,
-    which='latest' if folder else e.evaluate.checkpoint,
-    folder=folder,
-  )
+  trained = align.load_final(e, shared)
   check_catalogue(row.name, shared, judge.workdir)
   found = session_comparison.measure(judge, trained)
   with (shared.root / 'users.npz').open('wb') as file:
     np.savez(file, values=found.values, items=found.sessions.items)
-  training = shared.result('align' if folder else 'pretrain') or {}
+  training = shared.result('align') if 'align' in stages else None
   workdir_lib.write_json(
     shared.root / workdir_lib.RESULT,
     {
       'digest': digest,
       'seconds': time.perf_counter() - start,
       'legality': found.legality,
-      'training': training,
+      'rounds': (training or {}).get('rounds'),
       'num_parameters': (shared.result('pretrain') or {}).get('num_parameters'),
     },
   )
@@ -291,7 +282,7 @@ def _summary(
         'legality': [r['legality'] for r in results[row.name]],
         'num_parameters': results[row.name][0]['num_parameters'],
         'seconds': sum(r['seconds'] for r in results[row.name]),
-        'rounds': [r['training'].get('rounds') for r in results[row.name]],
+        'rounds': [r['rounds'] for r in results[row.name]],
       }
     )
   reward = [judge.workdir.result('reward') or {} for judge in judges.values()]

@@ -117,12 +117,15 @@ def _reference(p, behaviours, session):
   for entry in session:
     x = _reference_vector(p, *entry)
     query = _norm(x, p['target_norm']['scale'])
+    user = np.zeros_like(x)
     for h in range(heads):
       q, k, v = (attention[name][:, h] for name in ('query', 'key', 'value'))
       scores = [(query @ q) @ (z @ k) * width**-0.5 for z in history]
       mixed = _softmax_sum(np.array(scores), np.array([z @ v for z in history]))
-      x = x + mixed @ attention['out'][h]
-    vectors.append(x)
+      user = user + mixed @ attention['out'][h]
+    parts = (x, user, x * user)
+    hidden = sum(part @ p['mix_in'][i] for i, part in enumerate(parts))
+    vectors.append(x + user + np.maximum(hidden, 0) @ p['mix_out'])
   for number in range(2):
     layer = p[f'session_layers_{number}']
     normed = [_norm(x, layer['norm']['scale']) for x in vectors]

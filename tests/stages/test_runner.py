@@ -31,6 +31,14 @@ def calls(monkeypatch):
   return made
 
 
+_ALL = config.from_config_dict(
+  {
+    'stages': config.STAGES,
+    'reward_model': {'targets': ({'name': 'ltr', 'column': 'is_like'},)},
+  }
+)
+
+
 @pytest.fixture
 def workdir(tmp_path):
   return workdir_lib.Workdir(tmp_path / 'run')
@@ -43,13 +51,29 @@ def _run(experiment, workdir, stages=None, *, resume=True):
 
 
 def test_all_stages_run_in_order_and_leave_a_result(calls, workdir):
-  _run(config.Experiment(), workdir)
+  _run(_ALL, workdir)
   assert calls == list(config.STAGES)
   for stage in config.STAGES:
     result = workdir.result(stage)
     assert result['seconds'] >= 0
     assert result['peak_memory_mb'] > 0
     assert result['digest']
+
+
+def test_stages_that_are_left_out_are_not_waited_for(calls, workdir):
+  _run(config.Experiment(), workdir)
+  assert calls == list(config.BASE_STAGES)
+
+
+def test_changed_alignment_leaves_what_comes_before_alone(calls, workdir):
+  _run(_ALL, workdir)
+  calls.clear()
+  (workdir.folder('align') / workdir_lib.STARTED).unlink()  # not protected
+  changed = dataclasses.replace(
+    _ALL, preference=config.PreferenceConfig(loss='ipo')
+  )
+  _run(changed, workdir)
+  assert calls == ['align', 'evaluate', 'report']
 
 
 def test_second_run_only_renews_the_report(calls, workdir):
