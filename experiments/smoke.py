@@ -1,4 +1,4 @@
-"""Every stage on a small simulated world, no download, about a minute on CPU.
+"""Every stage on a small simulated world, no download, one to two minutes.
 
   make smoke
 
