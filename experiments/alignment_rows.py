@@ -129,3 +129,49 @@ def table_1(
     *logged_losses(model=large, rounds=rounds, steps_per_round=steps_per_round),
     ipa(model=large),
   )
+
+
+def set_table_1(
+  config: Any,
+  *,
+  title: str,
+  small_model: dict[str, Any],
+  large_model: dict[str, Any],
+  small: bool,
+) -> None:
+  """Sets alignment, evaluation and rows of Table 1, the same on all data.
+
+  Args:
+    config: the recipe, with data, tokenizer, model and reward model.
+    title: of the table.
+    small_model: overrides of `model` that stand for the paper's 0.1B.
+    large_model: for its 1B.
+    small: one seed of short runs instead of three.
+  """
+  preference, align = config.preference, config.align
+  preference.rounds = 3
+  preference.sample_share = 0.1
+  preference.weight = 5.0
+  preference.rollout.num_beams = 32
+  preference.rollout.num_items = 5
+  align.batch_size = 64
+  align.num_steps = 100 if small else 200
+  align.ntp_reduction = 'mean'
+  align.optimizer.peak_learning_rate = 3e-4
+  align.optimizer.warmup_steps = 10
+  align.log_every_steps = 50
+  align.evaluate_every_steps = align.num_steps
+  align.evaluate_examples = 200
+  align.checkpoint_every_steps = align.num_steps
+  align.keep_checkpoints = 1
+  config.evaluate.decoding.num_beams = 20
+  config.evaluate.sessions.max_users = 500
+  config.sweep.title = title
+  config.sweep.base = BASE
+  config.sweep.seeds = (0,) if small else (0, 1, 2)
+  config.sweep.rows = table_1(
+    small=small_model,
+    large=large_model,
+    rounds=preference.rounds,
+    steps_per_round=align.num_steps,
+  )

@@ -98,32 +98,11 @@ def get_config(variant: str = 'full') -> ml_collections.ConfigDict:
   config.reward.checkpoint_every_steps = 500
   config.reward.keep_checkpoints = 1
 
-  config.preference.rounds = 3
-  config.preference.sample_share = 0.1
-  config.preference.weight = 5.0
-  config.preference.rollout.num_beams = 32
-  config.preference.rollout.num_items = 5
-  config.align.batch_size = 64
-  config.align.num_steps = 100 if small else 200
-  config.align.ntp_reduction = 'mean'
-  config.align.optimizer.peak_learning_rate = 3e-4
-  config.align.optimizer.warmup_steps = 10
-  config.align.log_every_steps = 50
-  config.align.evaluate_every_steps = config.align.num_steps
-  config.align.evaluate_examples = 200
-  config.align.checkpoint_every_steps = config.align.num_steps
-  config.align.keep_checkpoints = 1
-
-  config.evaluate.decoding.num_beams = 20
-  config.evaluate.sessions.max_users = 500
-
-  config.sweep.title = 'Table 1 on the simulated world'
-  config.sweep.base = rows.BASE
-  config.sweep.seeds = (0,) if small else (0, 1, 2)
-  config.sweep.rows = rows.table_1(
-    small=SMALL_MODEL,
-    large=LARGE_MODEL,
-    rounds=config.preference.rounds,
-    steps_per_round=config.align.num_steps,
+  rows.set_table_1(
+    config,
+    title='Table 1 on the simulated world',
+    small_model=SMALL_MODEL,
+    large_model=LARGE_MODEL,
+    small=small,
   )
   return config
