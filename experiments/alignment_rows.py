@@ -4,7 +4,10 @@ Every row is the sweep's experiment with some settings changed; nothing here
 depends on a data set.
 """
 
+from collections.abc import Sequence
 from typing import Any
+
+from onerec_jax import config_tree
 
 BASE = 'OneRec-L'
 
@@ -129,6 +132,36 @@ def table_1(
     *logged_losses(model=large, rounds=rounds, steps_per_round=steps_per_round),
     ipa(model=large),
   )
+
+
+def tuning(
+  all_rows: Sequence[dict[str, Any]],
+  *,
+  learning_rates: Sequence[float],
+  weights: Sequence[float],
+) -> tuple[dict[str, Any], ...]:
+  """Every row with each of as many settings: the same effort for all.
+
+  A row that is only pre-trained tries the learning rates, one that is aligned
+  the weights λ of its loss.
+  """
+  tried = []
+  for row in all_rows:
+    is_aligned = 'align' in row['overrides']['stages']
+    for value in weights if is_aligned else learning_rates:
+      changed: dict[str, Any] = (
+        {'preference': {'weight': value}}
+        if is_aligned
+        else {'pretrain': {'optimizer': {'peak_learning_rate': value}}}
+      )
+      tried.append(
+        _row(
+          f'{row["name"]} {value:g}',
+          None,
+          **config_tree.merge(row['overrides'], changed),
+        )
+      )
+  return tuple(tried)
 
 
 def set_table_1(

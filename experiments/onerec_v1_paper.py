@@ -29,7 +29,7 @@ def get_config(size: str = '0.1b') -> ml_collections.ConfigDict:
   embed, heads, head_dim, layers, mlp, expert = _SIZES[size]
   config = config_lib.default_config()
   config.name = f'onerec_v1_paper_{size}'
-  config.stages = config_lib.STAGES
+  config.stages = config_lib.V1_STAGES
 
   config.data.source = 'tables'
   config.data.tables.interactions = 'interactions.parquet'

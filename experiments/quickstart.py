@@ -18,7 +18,7 @@ from onerec_jax import config as config_lib
 def get_config() -> ml_collections.ConfigDict:
   config = config_lib.default_config()
   config.name = 'quickstart'
-  config.stages = config_lib.STAGES
+  config.stages = config_lib.V1_STAGES
 
   config.data.source = 'movielens'
   config.data.variant = '100k'

@@ -14,7 +14,7 @@ from onerec_jax import config as config_lib
 def get_config() -> ml_collections.ConfigDict:
   config = config_lib.default_config()
   config.name = 'smoke'
-  config.stages = config_lib.STAGES
+  config.stages = config_lib.V1_STAGES
 
   config.data.source = 'synthetic'
   config.data.history_length = 16

@@ -31,7 +31,7 @@ def get_config(variant: str = 'full') -> ml_collections.ConfigDict:
   small = variant == 'small'
   config: Any = onerec_v1_kuairand.get_config()
   config.name = f'table1_kuairand_{variant}'
-  config.stages = config_lib.STAGES
+  config.stages = config_lib.V1_STAGES
 
   config.data.history_length = 32
   config.embed.parts = (

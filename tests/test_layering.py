@@ -36,7 +36,7 @@ _CORNERS = {
   'orbax': ('train/checkpoints.py',),
   'grain': ('data/', 'train/checkpoints.py'),
   'polars': ('data/',),
-  'ml_collections': ('config.py', 'config_tree.py', 'main.py'),
+  'ml_collections': ('config/__init__.py', 'config_tree.py', 'main.py'),
 }
 
 

@@ -57,7 +57,7 @@ def main() -> None:
   arguments = parser.parse_args()
   settings = experiment(arguments.steps)
   workdir = workdir_lib.Workdir(arguments.workdir)
-  stages = config_lib.STAGES[: config_lib.STAGES.index('align') + 1]
+  stages = config_lib.V1_STAGES[: config_lib.V1_STAGES.index('align') + 1]
   runner.run_stages(settings, workdir, stages, resume=True)
   pretrain, align = workdir.result('pretrain'), workdir.result('align')
   assert pretrain is not None

@@ -46,7 +46,7 @@ def _experiment(tiny, **preference):
   return config.validate(
     dataclasses.replace(
       tiny,
-      stages=config.STAGES,
+      stages=config.V1_STAGES,
       reward_model=config.RewardModelConfig(
         targets=_TARGETS,
         items_per_session=2,

@@ -158,7 +158,7 @@ def test_only_stages_of_the_experiment_are_listed(tiny_run, tmp_path):
   text = {}
   for name, stages in (
     ('without', config.BASE_STAGES),
-    ('with', config.STAGES),
+    ('with', config.V1_STAGES),
   ):
     workdir = workdir_lib.Workdir(tmp_path / name)
     report.run(dataclasses.replace(experiment, stages=stages), workdir)

@@ -26,7 +26,7 @@ _ALIGNED = [*_BEFORE, 'reward', 'align']
 def _experiment(rows, base='before', seeds=(0,)):
   return config.Experiment(
     name='tiny sweep',
-    stages=config.STAGES,
+    stages=config.V1_STAGES,
     data=config.DataConfig(
       source='synthetic',
       synthetic=config.SyntheticConfig(
