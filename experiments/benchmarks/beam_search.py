@@ -94,7 +94,8 @@ def prepare_ours(
       {'params': params}, *args, method=method
     )
     user = jnp.zeros(batch_size, jnp.int32)
-    encoded = apply(history, history_mask, user, method='encode')
+    inputs = onerec.EncoderInput(history, history_mask, user)
+    encoded = apply(inputs, method='encode')
     context = apply(
       encoded,
       jnp.zeros((batch_size, 0, _LEVELS), jnp.int32),

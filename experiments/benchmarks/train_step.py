@@ -95,7 +95,11 @@ def prepare_ours(
     def loss(params):
       output: Any = model.apply(
         {'params': params},
-        *batch.values(),  # in the order of OneRec.__call__
+        onerec.EncoderInput(
+          batch['history_codes'], batch['history_mask'], batch['user']
+        ),
+        batch['target_codes'],
+        batch['target_mask'],
         bias,
         deterministic=False,
         rngs={'dropout': key},

@@ -71,6 +71,14 @@ def _problems(experiment: Experiment) -> Iterator[str]:
   if 'align' in e.stages:
     yield from _train_problems('align', e.align, e.data.history_length)
     yield from _preference_problems(e)
+  if 'p_score' in e.stages:
+    yield from _train_problems('p_score', e.p_score, e.data.history_length)
+    yield from _p_score_problems(e)
+  if 'reinforce' in e.stages:
+    yield from _train_problems('reinforce', e.reinforce, e.data.history_length)
+    yield from _reinforce_problems(e)
+  yield from _pathways_problems(e)
+  yield from _item_alignment_problems(e)
   split = e.data.split
   if split.kind == 'by_time' and not (
     split.validation_start and split.test_start
@@ -231,6 +239,190 @@ def _preference_problems(e: Experiment) -> Iterator[str]:
         f' reward_model.items_per_session={e.reward_model.items_per_session},'
         ' the session length that the reward model knows.'
       )
+
+
+def _pathways_problems(e: Experiment) -> Iterator[str]:
+  model, pathways = e.model, e.model.pathways
+  if model.moe.location == 'both' and model.encoder != 'pathways':
+    yield (
+      "model.moe.location='both' needs model.encoder='pathways'; the encoder of"
+      ' v1 is dense.'
+    )
+  if ('lifelong' in e.stages) != (pathways.lifelong_length > 0):
+    yield (
+      f'model.pathways.lifelong_length={pathways.lifelong_length} and'
+      f' stages={e.stages} contradict each other: the lifelong pathway needs'
+      " the stage 'lifelong', and nothing else reads it."
+    )
+  if model.encoder == 'history':
+    if pathways.lifelong_length:
+      yield (
+        "model.pathways.lifelong_length needs model.encoder='pathways', got"
+        " 'history'."
+      )
+    return
+  if e.architecture != 'onerec':
+    yield (
+      "model.encoder='pathways' is an encoder of architecture='onerec', got"
+      f' {e.architecture!r}.'
+    )
+  for path, length in (
+    ('short_length', pathways.short_length),
+    ('positive_length', pathways.positive_length),
+    ('lifelong_length', pathways.lifelong_length),
+    ('age_dim', pathways.age_dim),
+    ('user_id_buckets', pathways.user_id_buckets),
+  ):
+    if length < 0:
+      yield f'model.pathways.{path}={length} must not be negative.'
+  if not (
+    pathways.short_length or pathways.positive_length
+    or pathways.lifelong_length
+  ):  # fmt: skip
+    yield (
+      'model.pathways has no events to read: set short_length,'
+      ' positive_length or lifelong_length above 0.'
+    )
+  for where, feature in (
+    *((f'users[{i}].column', f.column) for i, f in enumerate(pathways.users)),
+    *((f'items[{i}].name', f.name) for i, f in enumerate(pathways.items)),
+    *((f'events[{i}].column', f.column) for i, f in enumerate(pathways.events)),
+  ):
+    if not feature:
+      yield f'model.pathways.{where} is empty: name it.'
+  for path, decoding in (
+    ('evaluate.decoding', e.evaluate.decoding),
+    ('preference.rollout', e.preference.rollout),
+  ):
+    if decoding.continue_items:
+      yield (
+        f'{path}.continue_items={decoding.continue_items} must be 0 with'
+        " model.encoder='pathways', which reads the latest events itself."
+      )
+
+
+def _p_score_problems(e: Experiment) -> Iterator[str]:
+  model = e.p_score_model
+  names = [tower.name for tower in model.towers]
+  if not names:
+    yield (
+      "stages has 'p_score', but p_score_model.towers is empty: name at least"
+      " one, e.g. ({'name': 'ltr', 'column': 'is_like'},)."
+    )
+  if len(set(names)) < len(names) or 'p_score' in names:
+    yield (
+      f'p_score_model.towers has the names {names}: they must differ from each'
+      " other and from 'p_score'."
+    )
+  for i, tower in enumerate(model.towers):
+    if tower.weight <= 0:
+      yield f'p_score_model.towers[{i}].weight={tower.weight} must be positive.'
+  for name in ('embed_dim', 'num_heads', 'history_length', 'search_items'):
+    if getattr(model, name) < 1:
+      yield f'p_score_model.{name}={getattr(model, name)} must be at least 1.'
+  if model.embed_dim % model.num_heads:
+    yield (
+      f'p_score_model.embed_dim={model.embed_dim} is not divisible by'
+      f' p_score_model.num_heads={model.num_heads}.'
+    )
+  if model.search_items > model.history_length:
+    yield (
+      f'p_score_model.search_items={model.search_items} exceeds'
+      f' p_score_model.history_length={model.history_length}.'
+    )
+  if not model.tower_dims or not model.fusion_dims:
+    yield 'p_score_model.tower_dims and fusion_dims must not be empty.'
+  if not 0 < model.held_out_share < 1:
+    yield (
+      f'p_score_model.held_out_share={model.held_out_share} must lie in (0, 1).'
+    )
+  if model.search == 'hard' and not e.model.pathways.items:
+    yield (
+      "p_score_model.search='hard' compares the first of model.pathways.items,"
+      " which is empty: name one, or set search='soft'."
+    )
+
+
+def _reinforce_problems(e: Experiment) -> Iterator[str]:
+  r = e.reinforcement
+  if 'p_score' not in e.stages:
+    yield "stages has 'reinforce', which needs 'p_score': add it to stages."
+  if e.architecture != 'onerec':
+    yield (
+      f"stages has 'reinforce', which needs architecture='onerec', not"
+      f' {e.architecture!r}.'
+    )
+  known = ['p_score', *(tower.name for tower in e.p_score_model.towers)]
+  if r.reward not in known:
+    yield f'reinforcement.reward={r.reward!r} must be one of {known}.'
+  if r.group_size < 2:
+    yield (
+      f'reinforcement.group_size={r.group_size} must be at least 2: advantages'
+      ' compare the items of a group.'
+    )
+  if not 0 < r.user_share <= 1:
+    yield f'reinforcement.user_share={r.user_share} must lie in (0, 1].'
+  if not 0 < r.clip < 1:
+    yield f'reinforcement.clip={r.clip} must lie in (0, 1).'
+  if r.early_clip <= 0:
+    yield f'reinforcement.early_clip={r.early_clip} must be positive.'
+  if r.temperature <= 0:
+    yield f'reinforcement.temperature={r.temperature} must be positive.'
+  if not 0 < r.sample_top_p <= 1:
+    yield f'reinforcement.sample_top_p={r.sample_top_p} must lie in (0, 1].'
+  if r.sync_every_steps < 1:
+    yield (
+      f'reinforcement.sync_every_steps={r.sync_every_steps} must be at least 1.'
+    )
+  if r.format_weight and not 1 <= r.format_samples <= r.group_size:
+    yield (
+      f'reinforcement.format_samples={r.format_samples} must lie in'
+      f' 1..group_size={r.group_size}.'
+    )
+  if not 0 <= r.rsft_drop_share < 1:
+    yield (
+      f'reinforcement.rsft_drop_share={r.rsft_drop_share} must lie in [0, 1).'
+    )
+  industrial = r.industrial
+  if industrial.categories and not (
+    0 < industrial.factor < 1 and 0 <= industrial.target_share < 1
+  ):
+    yield (
+      f'reinforcement.industrial.factor={industrial.factor} must lie in (0, 1)'
+      f' and target_share={industrial.target_share} in [0, 1).'
+    )
+  k = e.evaluate.items
+  if not k.pass_at or max(k.pass_at) > k.num_items or min(k.pass_at) < 1:
+    yield (
+      f'evaluate.items.pass_at={k.pass_at} must lie in'
+      f' 1..evaluate.items.num_items={k.num_items}.'
+    )
+
+
+def _item_alignment_problems(e: Experiment) -> Iterator[str]:
+  a = e.embed.alignment
+  if not a.enabled:
+    return
+  if not a.user_to_item and not a.item_to_item_neighbours:
+    yield (
+      'embed.alignment has no pairs to align to: set user_to_item=True or'
+      ' item_to_item_neighbours above 0.'
+    )
+  if a.dim % a.num_heads:
+    yield (
+      f'embed.alignment.dim={a.dim} is not divisible by'
+      f' embed.alignment.num_heads={a.num_heads}.'
+    )
+  if a.temperature <= 0:
+    yield f'embed.alignment.temperature={a.temperature} must be positive.'
+  if a.batch_size < 2:
+    yield (
+      f'embed.alignment.batch_size={a.batch_size} must be at least 2: the'
+      ' other pairs are the negatives.'
+    )
+  for name in ('num_queries', 'num_layers', 'num_steps', 'num_heads'):
+    if getattr(a, name) < 1:
+      yield f'embed.alignment.{name}={getattr(a, name)} must be at least 1.'
 
 
 def validate(experiment: Experiment) -> Experiment:

@@ -24,6 +24,7 @@ from onerec_jax import config
 from onerec_jax.decoding import beam_search
 from onerec_jax.decoding import constraints
 from onerec_jax.decoding import generation
+from onerec_jax.model import onerec
 from onerec_jax.ops import history as history_ops
 from onerec_jax.semantic_ids import prefix_trie
 
@@ -47,7 +48,7 @@ class Recommendations(NamedTuple):
   legal: Int[Array, ' B']  # of these, those whose IDs all belong to items
 
 
-# (params, router_bias [layers, E], item_codes [num_items, L], trie, batch,
+# (params, router_bias [layers, E], catalogue, trie, batch,
 #  exclude_items [B, X] | None = None) -> Recommendations
 Recommend = Callable[..., Recommendations]
 
@@ -73,13 +74,13 @@ def make_recommender(
   def recommend(
     params: Any,
     router_bias: Float[Array, 'layers E'],
-    item_codes: Int[Array, 'num_items L'],
+    catalogue: batch_lib.Catalogue,
     trie: prefix_trie.PrefixTrie,
     batch: batch_lib.SessionBatch,
     exclude_items: Int[Array, 'B X'] | None = None,
   ) -> Recommendations:
     step_fn, cache = start(
-      model, params, router_bias, item_codes, batch, decoding=decoding
+      model, params, router_bias, catalogue, batch, decoding=decoding
     )
     excluded = jnp.where(batch.history_mask, batch.history_items, -1)
     if exclude_items is not None:
@@ -89,7 +90,7 @@ def make_recommender(
     constrained = decoding.constrain == 'trie'
     exclude_codes = None
     if constrained and decoding.exclude_history:
-      exclude_codes = used_up_ids(trie, item_codes, excluded)
+      exclude_codes = used_up_ids(trie, catalogue.codes, excluded)
     hypotheses = beam_search.search(
       step_fn,
       cache,
@@ -109,7 +110,7 @@ def start(
   model: Any,
   params: Any,
   router_bias: Float[Array, 'layers E'],
-  item_codes: Int[Array, 'num_items L'],
+  catalogue: batch_lib.Catalogue,
   batch: batch_lib.SessionBatch,
   *,
   decoding: config.DecodingConfig,
@@ -123,7 +124,7 @@ def start(
     model: the OneRec module.
     params: its parameters.
     router_bias: expert biases, state of the model.
-    item_codes: semantic ID of every dense item.
+    catalogue: semantic ID (and features) of every dense item.
     batch: users; targets are not read.
     decoding: items that will be generated (M) and continued (J).
 
@@ -134,21 +135,19 @@ def start(
   history, prefix = history_ops.split_history(
     batch.history_items, batch.history_mask, num_last=decoding.continue_items
   )
+  inputs = onerec.encoder_input(batch, catalogue)
   encoded = apply(
-    item_codes[history.items],
-    history.mask,
-    batch.user,
-    deterministic=True,
+    inputs._replace(codes=catalogue.codes[history.items], mask=history.mask),
     method='encode',
   )
   context = apply(
     encoded,
-    item_codes[prefix.items],
+    catalogue.codes[prefix.items],
     prefix.mask,
     router_bias,
     method='start_decoding',
   )
-  length = decoding.num_items * (item_codes.shape[1] + 1)
+  length = decoding.num_items * (catalogue.codes.shape[1] + 1)
   cache = apply(batch.user.shape[0], 1, length, method='init_cache')
 
   def step_fn(

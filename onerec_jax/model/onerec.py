@@ -13,6 +13,7 @@ from jaxtyping import Bool
 from jaxtyping import Float
 from jaxtyping import Int
 
+from onerec_jax import batch as batch_lib
 from onerec_jax import config as config_lib
 from onerec_jax.model import decoder as decoder_module
 from onerec_jax.model import history_encoder
@@ -30,6 +31,30 @@ RouterStats = moe.RouterStats
 
 # Dropout sites of the four stack ends: input and output of both stacks.
 _ENDS = 4
+
+
+class EncoderInput(NamedTuple):
+  """What is known of a user; made by `encoder_input`."""
+
+  codes: Int[Array, 'B N L']  # of the history, oldest first, pads at the end
+  mask: Bool[Array, 'B N']  # False: padding
+  user: Int[Array, ' B']  # dense; read with user buckets only
+  # Read with encoder='pathways' only, which in turn reads no codes and mask.
+  context: batch_lib.UserContext | None = None
+  catalogue: batch_lib.Catalogue | None = None
+
+
+def encoder_input(
+  users: batch_lib.SessionBatch, catalogue: batch_lib.Catalogue
+) -> EncoderInput:
+  """Returns what the encoder reads of a batch; filler rows know nothing."""
+  return EncoderInput(
+    catalogue.codes[users.history_items],
+    users.history_mask & users.example_mask[:, None],
+    users.user,
+    users.context,
+    catalogue,
+  )
 
 
 class OneRecOutput(NamedTuple):
@@ -144,42 +169,33 @@ class OneRec(nn.Module):
       )
     return tokens, token_mask
 
-  def _encode(
-    self, codes: jax.Array, mask: jax.Array, user: jax.Array, seeds: Any
-  ) -> Encoded:
-    tokens, token_mask = self.history_tokens(codes, mask, user)
+  def _encode(self, inputs: EncoderInput, seeds: Any) -> Encoded:
+    tokens, token_mask = self.history_tokens(
+      inputs.codes, inputs.mask, inputs.user
+    )
     x = self._embed(tokens)
     if self.config.history_recency:
-      x = x + self._recency(mask)
+      x = x + self._recency(inputs.mask)
     return self.encoder(x, token_mask, seeds)
 
   def encode(
-    self,
-    history_codes: Int[Array, 'B N L'],
-    history_mask: Bool[Array, 'B N'],
-    user: Int[Array, ' B'],
-    *,
-    deterministic: bool = True,
+    self, inputs: EncoderInput, *, deterministic: bool = True
   ) -> Encoded:
-    """Encodes the history.
+    """Encodes users.
 
     Args:
-      history_codes: oldest first, pads at the end. [B, N, L]
-      history_mask: False: padding. [B, N]
-      user: dense user index, read only with user buckets. [B]
+      inputs: of `encoder_input`.
       deterministic: False: dropout, needs rngs={'dropout': key}.
 
     Returns:
       States, zero at padding, and their mask.
     """
     seeds, _ = self._seeds(deterministic)
-    return self._encode(history_codes, history_mask, user, seeds)
+    return self._encode(inputs, seeds)
 
   def __call__(
     self,
-    history_codes: Int[Array, 'B N L'],
-    history_mask: Bool[Array, 'B N'],
-    user: Int[Array, ' B'],
+    inputs: EncoderInput,
     target_codes: Int[Array, 'B M L'],
     target_mask: Bool[Array, 'B M'],
     router_bias: Float[Array, 'layers E'],
@@ -189,9 +205,7 @@ class OneRec(nn.Module):
     """Predicts every code of the target session from the codes before it.
 
     Args:
-      history_codes: oldest first, pads at the end. [B, N, L]
-      history_mask: False: padding. [B, N]
-      user: dense user index, read only with user buckets. [B]
+      inputs: of `encoder_input`.
       target_codes: the session, pads at the end. [B, M, L]
       target_mask: False: padding, kept out of the experts. [B, M]
       router_bias: `initial_router_bias` or its updated value. [layers, E]
@@ -201,7 +215,7 @@ class OneRec(nn.Module):
       Logits per level and the router's counts.
     """
     encoder_seeds, decoder_seeds = self._seeds(deterministic)
-    encoded = self._encode(history_codes, history_mask, user, encoder_seeds)
+    encoded = self._encode(inputs, encoder_seeds)
     batch, items, levels = target_codes.shape
     token_mask = jnp.repeat(target_mask, levels + 1, axis=1)
     x, stats = self.decoder(
@@ -374,9 +388,11 @@ def abstract_params(model: OneRec) -> Any:
   variables = jax.eval_shape(
     lambda key: model.init(
       key,
-      jnp.zeros((batch, 1, levels), integer),
-      jnp.ones((batch, 1), bool),
-      jnp.zeros((batch,), integer),
+      EncoderInput(
+        jnp.zeros((batch, 1, levels), integer),
+        jnp.ones((batch, 1), bool),
+        jnp.zeros((batch,), integer),
+      ),
       jnp.zeros((batch, items, levels), integer),
       jnp.ones((batch, items), bool),
       jnp.asarray(initial_router_bias(model.config)),

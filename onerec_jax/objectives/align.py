@@ -27,12 +27,12 @@ from onerec_jax.ops import history as history_ops
 class Frozen(TypedDict):
   """Arrays that alignment reads and never changes."""
 
-  item_codes: Int[Array, 'I L']  # semantic ID of every item
+  catalogue: batch_lib.Catalogue
   # Router bias of the reference; policy and reference choose experts with it.
   reference_bias: Float[Array, 'layers E']
 
 
-# (params, router_bias, item_codes, users, items [B, W, M], mask) -> [B, W]
+# (params, router_bias, catalogue, users, items [B, W, M], mask) -> [B, W]
 Score = Callable[..., Float[Array, 'B W']]
 
 
@@ -53,7 +53,7 @@ def make_score(model: onerec.OneRec, *, continue_items: int) -> Score:
   def score(
     params: Any,
     router_bias: Float[Array, 'layers E'],
-    item_codes: Int[Array, 'I L'],
+    catalogue: batch_lib.Catalogue,
     users: batch_lib.SessionBatch,
     items: Int[Array, 'B W M'],
     mask: Bool[Array, 'B W M'],
@@ -64,19 +64,18 @@ def make_score(model: onerec.OneRec, *, continue_items: int) -> Score:
       users.history_mask & users.example_mask[:, None],
       num_last=continue_items,
     )
+    inputs = onerec.encoder_input(users, catalogue)
     encoded = model.apply(
       variables,
-      item_codes[history.items],
-      history.mask,
-      users.user,
+      inputs._replace(codes=catalogue.codes[history.items], mask=history.mask),
       method='encode',
     )
     log_probs = model.apply(
       variables,
       encoded,
-      item_codes[prefix.items],
+      catalogue.codes[prefix.items],
       prefix.mask,
-      item_codes[items],
+      catalogue.codes[items],
       mask,
       router_bias,
       method='session_log_probs',
@@ -123,9 +122,9 @@ def make_objective(
     batch: batch_lib.PreferenceBatch,
     key: jax.Array | None,
   ) -> base.LossOutput:
-    item_codes = frozen['item_codes']
+    catalogue = frozen['catalogue']
     output = next_token(
-      params, model_state, {'item_codes': item_codes}, batch.session, key
+      params, model_state, {'catalogue': catalogue}, batch.session, key
     )
     # --- Pairs ---
     pairs = batch.pairs
@@ -133,7 +132,7 @@ def make_objective(
     policy = score(
       params,
       frozen['reference_bias'],
-      item_codes,
+      catalogue,
       pairs.session,
       pairs.items,
       pairs.mask,

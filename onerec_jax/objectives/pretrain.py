@@ -8,8 +8,6 @@ from typing import TypedDict
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
-from jaxtyping import Int
 
 from onerec_jax import batch as batch_lib
 from onerec_jax import config
@@ -22,7 +20,7 @@ from onerec_jax.objectives import base
 class Frozen(TypedDict):
   """Arrays that pre-training reads and never changes."""
 
-  item_codes: Int[Array, 'I L']  # semantic ID of every item
+  catalogue: batch_lib.Catalogue
 
 
 def make_objective(
@@ -54,15 +52,12 @@ def make_objective(
     batch: batch_lib.SessionBatch,
     key: jax.Array | None,
   ) -> base.LossOutput:
-    item_codes = frozen['item_codes']
-    history_mask = batch.history_mask & batch.example_mask[:, None]
+    inputs = onerec.encoder_input(batch, frozen['catalogue'])
     target_mask = batch.target_mask & batch.example_mask[:, None]
-    target_codes = item_codes[batch.target_items]  # [B, M, L]
+    target_codes = frozen['catalogue'].codes[batch.target_items]  # [B, M, L]
     output = model.apply(
       {'params': params},
-      item_codes[batch.history_items],
-      history_mask,
-      batch.user,
+      inputs,
       target_codes,
       target_mask,
       model_state,
@@ -89,7 +84,7 @@ def make_objective(
         tokens.correct[..., level], tokens.mask[..., level]
       )
     metrics['padding_share'] = base.mean_of(
-      ~history_mask, jnp.ones_like(history_mask)
+      ~inputs.mask, jnp.ones_like(inputs.mask)
     )
     if moe.enabled:
       load = output.router.load

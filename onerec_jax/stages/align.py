@@ -271,7 +271,7 @@ class _Round:
       'process_count': jax.process_count(),
     }
     frozen: objective_lib.Frozen = {
-      'item_codes': policy.item_codes,
+      'catalogue': policy.catalogue,
       'reference_bias': policy.router_bias,
     }
     batches = preference_pairs.PreferenceBatches(

@@ -61,6 +61,15 @@ def make_model(
   )
 
 
+def make_catalogue(
+  ids: table.SemanticIds, mesh: jax.sharding.Mesh
+) -> batch_lib.Catalogue:
+  """Returns what the models know of every item, whole on every device."""
+  return batch_lib.Catalogue(
+    codes=sharding.place(ids.codes, sharding.replicated(mesh))
+  )
+
+
 def read_semantic_ids(workdir: workdir_lib.Workdir) -> table.SemanticIds:
   """Returns the semantic IDs of the work directory's items.
 
@@ -237,7 +246,7 @@ def _make_onerec(
   ids = read_semantic_ids(workdir)
   model = make_model(experiment, ids, mesh)
   whole = sharding.replicated(mesh)
-  item_codes = sharding.place(ids.codes, whole)
+  catalogue = make_catalogue(ids, mesh)
   trie = prefix_trie.PrefixTrie.build(
     ids.codes, ids.codes_per_level, rank_in_bucket=ids.rank_in_bucket
   )
@@ -249,10 +258,10 @@ def _make_onerec(
     boxes=onerec.abstract_params(model),
     model_state=onerec.initial_router_bias(experiment.model),
     objective=objective_lib.make_objective(model, experiment.pretrain),
-    frozen={'item_codes': item_codes},
+    frozen={'catalogue': catalogue},
     semantic_ids=ids.digest(),
     rank=lambda params, router_bias, batch, seen: (
-      recommender(params, router_bias, item_codes, trie, batch, seen).items
+      recommender(params, router_bias, catalogue, trie, batch, seen).items
     ),
     flops=functools.partial(_train_flops, model),
   )

@@ -22,9 +22,9 @@ from onerec_jax import workdir as workdir_lib
 from onerec_jax.data import examples
 from onerec_jax.data import pipeline
 from onerec_jax.data import preference_pairs
-from onerec_jax.decoding import recommend
 from onerec_jax.objectives import align as objective_lib
 from onerec_jax.ops import preference_pairs as pair_ops
+from onerec_jax.stages import beam_sessions
 from onerec_jax.stages import reward_model as reward_lib
 from onerec_jax.stages import trained as trained_lib
 
@@ -64,14 +64,12 @@ class Rollouts:
     self._history_length = history_length + rollout.continue_items
     shards = policy.mesh.size
     self._rows = -(-preference.rollout_batch_size // shards) * shards
-    self._generate = recommend.make_recommender(policy.model, rollout, top_k=1)
+    self._beam = beam_sessions.SessionBeam(policy, store, rollout)
     self._log_probs = jax.jit(
       objective_lib.make_score(
         policy.model, continue_items=rollout.continue_items
       )
     )
-    longest = int(store.index.history_counts.max(initial=0))
-    self._excluded = recommend.exclusion_width(longest)
     self._choose = jax.jit(
       lambda rewards, legal, items: pair_ops.choose_pairs(
         rewards,
@@ -179,21 +177,10 @@ class Rollouts:
     assert reward is not None
     start = time.perf_counter()
     users = self._users(ids, 1)
-    excluded = recommend.exclusion_array(
-      pipeline.seen_items(self._store, users), width=self._excluded
+    found = self._beam(
+      users, params=policy.params, router_bias=policy.router_bias
     )
-    placed, excluded = sharding.place_batch((users, excluded), policy.mesh)
-    found = self._generate(
-      policy.params,
-      policy.router_bias,
-      policy.item_codes,
-      policy.trie,
-      placed,
-      excluded,
-    )
-    items = np.asarray(jax.device_get(found.session_items))
-    valid = np.asarray(jax.device_get(found.hypotheses.valid))
-    legal = valid & (items >= 0).all(axis=2)
+    items, legal = found.items, found.legal
     generated = time.perf_counter()
     mask = np.broadcast_to(legal[..., None], items.shape)
     predictions = reward.score(
@@ -213,7 +200,7 @@ class Rollouts:
     kept = np.asarray(choice.valid) & real
     picked = np.take_along_axis(items, places[..., None], 1)
     pairs = self._with_reference(
-      placed,
+      found.placed,
       ids,
       np.maximum(picked, 0),
       np.broadcast_to(kept[:, None, None], picked.shape),
@@ -232,7 +219,7 @@ class Rollouts:
         for reason in pair_ops.PairReason
         if reason != pair_ops.PairReason.OK
       },
-      'candidates': int((valid & real[:, None]).sum()),
+      'candidates': int((found.valid & real[:, None]).sum()),
       'legal': int(counted.sum()),
       'reward_sum': float(plain[counted].sum()),
       'chosen_reward_sum': float(
@@ -314,7 +301,7 @@ class Rollouts:
         self._log_probs(
           policy.params,
           policy.router_bias,
-          policy.item_codes,
+          policy.catalogue,
           placed,
           *candidates,
         )

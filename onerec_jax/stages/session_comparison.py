@@ -367,18 +367,17 @@ def _first_item_probabilities(
 
   @jax.jit
   def predict(
-    params: Any, router_bias: Any, item_codes: Any, users: Any, items: Any
+    params: Any, router_bias: Any, catalogue: Any, users: Any, items: Any
   ) -> jax.Array:
     history, prefix = history_ops.split_history(
       users.history_items, users.history_mask, num_last=last
     )
     session = jnp.concatenate([prefix.items, items], axis=1)
+    inputs = onerec.encoder_input(users, catalogue)
     output = trained.model.apply(
       {'params': params},
-      item_codes[history.items],
-      history.mask,
-      users.user,
-      item_codes[session],
+      inputs._replace(codes=catalogue.codes[history.items], mask=history.mask),
+      catalogue.codes[session],
       jnp.ones(session.shape, bool),
       router_bias,
       deterministic=True,
@@ -388,6 +387,6 @@ def _first_item_probabilities(
 
   placed, items = sharding.place_batch((users, items), trained.mesh)
   probs = predict(
-    trained.params, trained.router_bias, trained.item_codes, placed, items
+    trained.params, trained.router_bias, trained.catalogue, placed, items
   )
   return np.asarray(jax.device_get(probs))[: len(ids)]

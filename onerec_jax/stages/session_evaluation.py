@@ -15,7 +15,6 @@ from typing import NamedTuple
 from typing import Protocol
 from typing import runtime_checkable
 
-import jax
 import numpy as np
 from jaxtyping import Bool
 from jaxtyping import Float
@@ -23,10 +22,9 @@ from jaxtyping import Int
 
 from onerec_jax import config
 from onerec_jax import session_rewards
-from onerec_jax import sharding
 from onerec_jax.data import examples
 from onerec_jax.data import pipeline
-from onerec_jax.decoding import recommend
+from onerec_jax.stages import beam_sessions
 from onerec_jax.stages import reward_model as reward_lib
 from onerec_jax.stages import trained as trained_lib
 
@@ -132,14 +130,11 @@ class _Generator:
     )
     shards = trained.mesh.size
     self._rows = -(-batch_size // shards) * shards
-    longest = int(store.index.history_counts.max(initial=0))
-    self._excluded = recommend.exclusion_width(longest)
     self._search = self._ranker = None
     if session_wise:
-      self._search = recommend.make_recommender(
-        trained.model, settings, top_k=1
-      )
+      self._search = beam_sessions.SessionBeam(trained, store, settings)
     else:
+      longest = int(store.index.history_counts.max(initial=0))
       self._ranker = trained_lib.Recommender(
         trained,
         settings,
@@ -171,11 +166,10 @@ class _Generator:
         history_length=self._history_length,
         items_per_session=1,
       )
-      seen = pipeline.seen_items(self._store, users)
       answer = (
-        self._beam(users, seen, params, router_bias)
+        self._beam(users, params, router_bias)
         if self._search is not None
-        else self._list(users, seen)
+        else self._list(users)
       )
       parts.append(tuple(a[: len(taken)] for a in answer))
     items, legal, *counts = (
@@ -184,38 +178,16 @@ class _Generator:
     return Sessions(items, legal, *(int(c.sum()) for c in counts))
 
   def _beam(
-    self,
-    users: Any,
-    seen: Sequence[np.ndarray],
-    params: Any,
-    router_bias: Any,
+    self, users: Any, params: Any, router_bias: Any
   ) -> tuple[np.ndarray, ...]:
-    t = self._trained
     assert self._search is not None
-    excluded = recommend.exclusion_array(seen, width=self._excluded)
-    placed, excluded = sharding.place_batch((users, excluded), t.mesh)
-    found = self._search(
-      params, router_bias, t.item_codes, t.trie, placed, excluded
-    )
-    items, valid, leaves = (
-      np.asarray(x)
-      for x in jax.device_get(
-        (
-          found.session_items,
-          found.hypotheses.valid,
-          found.hypotheses.leaves,
-        )
-      )
-    )
-    exists = valid[..., None] & (leaves >= 0)
-    legal = valid & np.asarray(np.all(items >= 0, axis=2))
-    return items, legal, valid, np.asarray(np.all(exists, axis=2)), exists
+    found = self._search(users, params=params, router_bias=router_bias)
+    whole = np.asarray(np.all(found.exists, axis=2))
+    return found.items, found.legal, found.valid, whole, found.exists
 
-  def _list(
-    self, users: Any, seen: Sequence[np.ndarray]
-  ) -> tuple[np.ndarray, ...]:
+  def _list(self, users: Any) -> tuple[np.ndarray, ...]:
     assert self._ranker is not None
-    answer = self._ranker(users, seen)
+    answer = self._ranker(users, pipeline.seen_items(self._store, users))
     items = answer.items.reshape(len(answer.items), *self._shape)
     listed = np.asarray(items >= 0)
     legal = np.asarray(np.all(listed, axis=2))

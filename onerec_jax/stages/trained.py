@@ -46,7 +46,7 @@ class Trained(NamedTuple):
   # Where `tokenize` has not run, as item-level baselines allow: every item is
   # its own ID.
   ids: table.SemanticIds
-  item_codes: jax.Array  # int32 [num_items, L]
+  catalogue: batch_lib.Catalogue  # on the mesh
   trie: prefix_trie.PrefixTrie
   attributes: sequence_model.ItemAttributes | None  # fdsa only
   mesh: Mesh
@@ -134,7 +134,7 @@ def load(
     params=restored.params,
     router_bias=restored.model_state,
     ids=ids,
-    item_codes=jax.device_put(ids.codes, whole),
+    catalogue=pretrain.make_catalogue(ids, mesh),
     trie=jax.device_put(
       prefix_trie.PrefixTrie.build(
         ids.codes, ids.codes_per_level, rank_in_bucket=ids.rank_in_bucket
@@ -188,7 +188,7 @@ def teacher_forced(
   objective = _objective(trained)
   frozen = {'attributes': trained.attributes}
   if trained.experiment.architecture == 'onerec':
-    frozen = {'item_codes': trained.item_codes}
+    frozen = {'catalogue': trained.catalogue}
 
   @jax.jit
   def step(params: Any, state: Any, frozen: Any, batch: Any):
@@ -270,7 +270,7 @@ class Recommender:
       return self._rank(placed, excluded)
     result = jax.device_get(
       self._function(
-        t.params, t.router_bias, t.item_codes, t.trie, placed, excluded
+        t.params, t.router_bias, t.catalogue, t.trie, placed, excluded
       )
     )
     return Answers(

@@ -61,6 +61,9 @@ class Job:
   contract: contract_lib.Contract
   batches: Batches  # NumPy arrays, this process's rows
   frozen: Any = None  # device arrays that are not trained
+  # Called with the state before every batch is drawn: what makes batches from
+  # the current parameters looks at them here.  Its time is 'rollout'.
+  prepare: Callable[[state_lib.TrainState], None] | None = None
   # Validation: the same batches each time.  None: no validation loss.
   valid_batches: Callable[[], Iterable[Any]] | None = None
   # (params, model_state, poll) -> {'valid/recall@10': ...}.  Call poll()
@@ -82,7 +85,7 @@ class Result(NamedTuple):
   final: dict[str, Any]  # record of the last step
   best: dict[str, Any] | None  # {'step', 'metric', 'value', 'values'}
   counts: dict[str, float]  # totals over the run, e.g. 'examples'
-  seconds: dict[str, float]  # train, wait, compile, validate, checkpoint
+  seconds: dict[str, float]  # as in `_new_progress`
 
 
 def _new_progress() -> dict[str, Any]:
@@ -92,7 +95,7 @@ def _new_progress() -> dict[str, Any]:
     'counts': {},
     # Of the whole run.  'wait' (for data) is part of 'train'.
     'seconds': dict.fromkeys(
-      ('train', 'wait', 'compile', 'validate', 'checkpoint'), 0.0
+      ('train', 'wait', 'compile', 'rollout', 'validate', 'checkpoint'), 0.0
     ),
     # Since the last log line.
     'interval': {'train': 0.0, 'wait': 0.0, 'compile': 0.0, 'flops': 0.0},
@@ -210,6 +213,11 @@ class _Loop:
   def _one_step(self) -> None:
     job, interval = self._job, self._progress['interval']
     start = time.perf_counter()
+    if job.prepare is not None:
+      job.prepare(self._state)
+      now = time.perf_counter()
+      self._progress['seconds']['rollout'] += now - start
+      start = now
     local = next(job.batches)
     interval['wait'] += time.perf_counter() - start
     batch = sharding.place_batch(local, job.mesh)
@@ -293,6 +301,8 @@ class _Loop:
     """Waits for the device and returns the sums; raises on a bad step."""
     start = time.perf_counter()
     if self._totals is None:  # nothing has run since the restart
+      if self._job.prepare is not None:
+        self._job.prepare(self._state)
       batch_state = self._job.batches.get_state()
       self._start_totals(
         sharding.place_batch(next(self._job.batches), self._job.mesh)

@@ -76,6 +76,10 @@ def _model(**changes):
   return model, params, bias
 
 
+def _table(codes):
+  return batch_lib.Catalogue(jnp.asarray(codes))
+
+
 def _forced_log_probs(model, params, bias, item_codes, batch, sessions):
   """Σ log p of each session of each user, by teacher forcing. [B, W]"""
   rows, width, items, levels = sessions.shape
@@ -85,9 +89,11 @@ def _forced_log_probs(model, params, bias, item_codes, batch, sessions):
 
   output = jax.jit(functools.partial(model.apply, deterministic=True))(
     {'params': params},
-    tile(item_codes[batch.history_items]),
-    tile(batch.history_mask),
-    tile(batch.user),
+    onerec.EncoderInput(
+      tile(item_codes[batch.history_items]),
+      tile(batch.history_mask),
+      tile(batch.user),
+    ),
     sessions.reshape(-1, items, levels),
     jnp.ones((rows * width, items), bool),
     jnp.asarray(bias),
@@ -120,7 +126,7 @@ def test_beam_scores_are_the_teacher_forced_log_probabilities(
     ),
     top_k=6,
   )
-  found = recommender(params, bias, jnp.asarray(codes), trie, batch)
+  found = recommender(params, bias, _table(codes), trie, batch)
   beams = found.hypotheses
   assert bool(beams.valid.all())
   expected = _forced_log_probs(
@@ -155,7 +161,7 @@ def test_a_wide_beam_ranks_all_items_by_teacher_forced_probability(wide):
   codes, trie = _catalogue()
   model, params, bias, recommender = wide
   batch = _users([[0, 1, 2, 5], [11, 11, 4, 4]])
-  found = recommender(params, bias, jnp.asarray(codes), trie, batch)
+  found = recommender(params, bias, _table(codes), trie, batch)
   all_ids = np.broadcast_to(codes[None, :, None], (2, _NUM_ITEMS, 1, 3))
   scores = np.asarray(
     _forced_log_probs(
@@ -185,13 +191,13 @@ def test_new_parameters_and_a_new_catalogue_do_not_compile_again(wide):
   codes, trie = _catalogue()
   _, params, bias, recommender = wide
   batch = _users([[0, 1, 2, 5], [11, 11, 4, 4]])
-  recommender(params, bias, jnp.asarray(codes), trie, batch)
+  recommender(params, bias, _table(codes), trie, batch)
   compiled = recommender._cache_size()
   other = np.roll(codes, 1, axis=0)
   recommender(
     jax.tree.map(lambda x: x * 0.5, params),
     bias,
-    jnp.asarray(other),
+    _table(other),
     trie.refresh(other),
     batch,
   )
@@ -204,7 +210,7 @@ def test_a_recommendation_does_not_depend_on_other_users_or_padding(wide):
 
   def answer(history):
     batch = _users(history, _HISTORY_MASK)
-    found = recommender(params, bias, jnp.asarray(codes), trie, batch)
+    found = recommender(params, bias, _table(codes), trie, batch)
     return np.asarray(found.items[1]), np.asarray(found.scores[1])
 
   items, scores = answer([[0, 1, 2, 5], [7, 3, 9, 9]])
@@ -228,7 +234,7 @@ def test_given_exclusions_replace_the_history_and_can_be_switched_off(
   found = recommender(
     params,
     bias,
-    jnp.asarray(codes),
+    _table(codes),
     trie,
     _users([[0, 1, 2, 5]]),
     jnp.array([[11, 6, -1]]),

@@ -37,14 +37,15 @@ class Case:
   params: Any
   inputs: tuple[Any, ...]
 
+  def apply(self, params, *inputs, **options):
+    """`model.apply` with the flat `inputs` packed as it takes them."""
+    packed = onerec.EncoderInput(*inputs[:3])
+    return self.model.apply({'params': params}, packed, *inputs[3:], **options)
+
   @functools.cached_property
   def call(self):
     """jit(params, *inputs) -> OneRecOutput, without dropout."""
-    return jax.jit(
-      lambda params, *inputs: self.model.apply(
-        {'params': params}, *inputs, deterministic=True
-      )
-    )
+    return jax.jit(functools.partial(self.apply, deterministic=True))
 
   def output(self, **changes):
     """The output; `changes` replaces inputs by name."""

@@ -14,7 +14,7 @@ def _counted(case):
   """FLOPs that XLA counts in one example's forward pass, layers unrolled."""
   lowered = jax.jit(
     lambda params, *inputs: (
-      case.model.apply({'params': params}, *inputs, deterministic=True).logits
+      case.apply(params, *inputs, deterministic=True).logits
     )
   ).lower(case.params, *case.inputs)
   return lowered.cost_analysis()['flops'] / case.inputs[0].shape[0]

@@ -1,5 +1,6 @@
 """The model as a whole: causality, padding, decoding, equal implementations."""
 
+import dataclasses
 import functools
 
 import jax
@@ -25,7 +26,7 @@ def _loss(case):
   """jit(params, *inputs) -> (loss, load), gradients."""
 
   def loss(params, *inputs):
-    output = case.model.apply({'params': params}, *inputs, deterministic=True)
+    output = case.apply(params, *inputs, deterministic=True)
     real = jnp.where(output.logits > -1e29, jnp.sin(output.logits), 0)
     mask = inputs[4]
     return (real * mask[:, :, None, None]).sum(), output.router.load
@@ -106,7 +107,7 @@ def test_padding_before_the_prefix_changes_no_prediction(make_case):
 
   @functools.partial(jax.jit, static_argnums=0)
   def first_level(padding, codes):
-    encoded = model.apply(variables, *case.inputs[:3], method='encode')
+    encoded = case.apply(case.params, *case.inputs[:3], method='encode')
     mask = jnp.broadcast_to(
       jnp.arange(padding + 1)[None] >= padding, (8, padding + 1)
     )
@@ -205,7 +206,7 @@ def test_incremental_decoding_equals_teacher_forcing(
       method='decode_step',
     )  # fmt: skip
 
-  encoded = model.apply(variables, *case.inputs[:3], method='encode')
+  encoded = case.apply(case.params, *case.inputs[:3], method='encode')
   # Both beams begin with the same items, given as a prefix.
   beams = beams.at[:, 1, :prefix].set(target[:, :prefix])
   context = model.apply(
@@ -302,8 +303,8 @@ def test_router_bias_moves_load_and_gets_no_gradient(case):
 
 def test_apply_returns_no_changed_state(case):
   # Frozen at evaluation: the bias is an argument and nothing writes to it.
-  output, state = case.model.apply(
-    {'params': case.params}, *case.inputs, deterministic=True, mutable=True
+  output, state = case.apply(
+    case.params, *case.inputs, deterministic=True, mutable=True
   )
   assert set(state) == {'params'}
   assert set(output._fields) == {'logits', 'router'}
@@ -335,11 +336,12 @@ def test_dropout_is_repeatable_differs_by_key_and_is_off_when_deterministic(
   model = onerec.OneRec(
     case.model.config, case.model.vocabulary, 2, dropout_bits=bits
   )
+  case = dataclasses.replace(case, model=model)
 
   @functools.partial(jax.jit, static_argnames='deterministic')
   def run(key, deterministic=False):
-    return model.apply(
-      {'params': case.params},
+    return case.apply(
+      case.params,
       *case.inputs,
       deterministic=deterministic,
       rngs={'dropout': key},
@@ -359,8 +361,8 @@ def test_dropout_is_the_same_scanned_and_unrolled(make_case):
     case = make_case(scan_layers=scan)
     run = jax.jit(
       lambda key, case=case: (
-        case.model.apply(
-          {'params': case.params},
+        case.apply(
+          case.params,
           *case.inputs,
           deterministic=False,
           rngs={'dropout': key},

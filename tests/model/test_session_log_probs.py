@@ -7,6 +7,7 @@ import pytest
 
 from onerec_jax import config as config_lib
 from onerec_jax import sharding
+from onerec_jax.model import onerec
 
 _WIDTH, _ITEMS, _PREFIX = 3, 2, 2
 
@@ -30,9 +31,8 @@ def _score(case, codes, mask=None, prefix=None, prefix_mask=None, params=None):
 
   def score(params, history, history_mask, user, *rest):
     variables = {'params': params}
-    encoded = case.model.apply(
-      variables, history, history_mask, user, method='encode'
-    )
+    inputs = onerec.EncoderInput(history, history_mask, user)
+    encoded = case.model.apply(variables, inputs, method='encode')
     return case.model.apply(
       variables, encoded, *rest, method='session_log_probs'
     )

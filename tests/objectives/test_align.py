@@ -53,7 +53,7 @@ def setup():
   rng = np.random.default_rng(0)
   codes = np.stack([rng.integers(0, k, _NUM_ITEMS) for k in _SIZES], axis=1)
   frozen = {
-    'item_codes': jnp.asarray(codes, jnp.int32),
+    'catalogue': batch_lib.Catalogue(jnp.asarray(codes, jnp.int32)),
     'reference_bias': jnp.zeros((1, 4), jnp.float32),
   }
   params = parameters.materialize(onerec.abstract_params(model), seed=0)
@@ -86,7 +86,7 @@ def _batch(setup, *, real=_PAIRS):
   log_probs = jax.jit(score)(
     params,
     frozen['reference_bias'],
-    frozen['item_codes'],
+    frozen['catalogue'],
     users,
     items,
     mask,
@@ -204,7 +204,7 @@ def test_the_encoder_does_not_run_again_for_each_candidate(setup):
       .lower(
         params,
         frozen['reference_bias'],
-        frozen['item_codes'],
+        frozen['catalogue'],
         users,
         np.zeros(shape, np.int32),
         np.ones(shape, bool),

@@ -41,7 +41,7 @@ def setup():
   )
   rng = np.random.default_rng(0)
   codes = np.stack([rng.integers(0, k, _NUM_ITEMS) for k in _SIZES], axis=1)
-  frozen = {'item_codes': jnp.asarray(codes, jnp.int32)}
+  frozen = {'catalogue': batch_lib.Catalogue(jnp.asarray(codes, jnp.int32))}
   params = parameters.materialize(onerec.abstract_params(model), seed=0)
   return model, params, frozen
 
@@ -96,11 +96,9 @@ def evaluate(setup):
 def _token_losses(setup, batch):
   """Independent: softmax in NumPy over the logits of each level."""
   model, params, frozen = setup
-  codes = np.asarray(frozen['item_codes'])
+  codes = np.asarray(frozen['catalogue'].codes)
   arrays = (
-    codes[batch.history_items],
-    batch.history_mask,
-    batch.user,
+    onerec.encoder_input(batch, frozen['catalogue']),
     codes[batch.target_items],
     batch.target_mask,
     np.zeros((1, 4), np.float32),

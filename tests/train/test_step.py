@@ -84,8 +84,10 @@ def _one_step(shape):
     mesh,
   )
   frozen = {
-    'item_codes': sharding.place(
-      rng.integers(0, 4, (10, 2), np.int32), sharding.replicated(mesh)
+    'catalogue': batch_lib.Catalogue(
+      sharding.place(
+        rng.integers(0, 4, (10, 2), np.int32), sharding.replicated(mesh)
+      )
     )
   }
   objective = pretrain.make_objective(model, _TRAIN)
