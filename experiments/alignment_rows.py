@@ -4,6 +4,7 @@ Every row is the sweep's experiment with some settings changed; nothing here
 depends on a data set.
 """
 
+from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
@@ -134,6 +135,35 @@ def table_1(
   )
 
 
+def tuned(
+  all_rows: Sequence[dict[str, Any]],
+  *,
+  learning_rates: Mapping[str, float],
+  weights: Mapping[str, float],
+) -> tuple[dict[str, Any], ...]:
+  """The rows with what `tuning` chose for each, by the row's name.
+
+  An aligned row starts from the base row's pre-training.
+
+  Args:
+    all_rows: of `table_1`.
+    learning_rates: of pre-training; rows that are not named keep the recipe's.
+    weights: λ; rows that are not named keep the recipe's.
+  """
+  result = []
+  for row in all_rows:
+    is_aligned = 'align' in row['overrides']['stages']
+    changed: dict[str, Any] = {}
+    rate = learning_rates.get(BASE if is_aligned else row['name'])
+    if rate is not None:
+      changed['pretrain'] = {'optimizer': {'peak_learning_rate': rate}}
+    if row['name'] in weights:
+      changed['preference'] = {'weight': weights[row['name']]}
+    overrides = config_tree.merge(row['overrides'], changed)
+    result.append({**row, 'overrides': overrides})
+  return tuple(result)
+
+
 def tuning(
   all_rows: Sequence[dict[str, Any]],
   *,
@@ -179,7 +209,7 @@ def set_table_1(
     title: of the table.
     small_model: overrides of `model` that stand for the paper's 0.1B.
     large_model: for its 1B.
-    small: one seed of short runs instead of three.
+    small: one seed instead of three.
   """
   preference, align = config.preference, config.align
   preference.rounds = 3
@@ -188,7 +218,7 @@ def set_table_1(
   preference.rollout.num_beams = 32
   preference.rollout.num_items = 5
   align.batch_size = 64
-  align.num_steps = 100 if small else 200
+  align.num_steps = 100
   align.ntp_reduction = 'mean'
   align.optimizer.peak_learning_rate = 3e-4
   align.optimizer.warmup_steps = 10

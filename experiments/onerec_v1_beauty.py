@@ -10,6 +10,7 @@ result and its training budget are in the README.
 
 import ml_collections
 
+from experiments import amazon_data
 from onerec_jax import config as config_lib
 
 
@@ -17,18 +18,11 @@ def get_config() -> ml_collections.ConfigDict:
   config = config_lib.default_config()
   config.name = 'onerec_v1_beauty'
 
-  config.data.source = 'amazon_sequences'
-  config.data.path = 'data/amazon2014'
-  config.data.variant = 'Beauty'
-  config.data.history_length = 20
-  config.data.sessions.items_per_session = 10
-
-  config.embed.parts = (
-    {'kind': 'cooccurrence', 'dim': 128, 'weight': 1.0},
-    {'kind': 'text', 'dim': 64, 'weight': 0.5},
+  amazon_data.set_data(
+    config, 'beauty', history_length=20, items_per_session=10
   )
-  config.tokenizer.codes_per_level = 256
-  config.tokenizer.collision = 'reassign'
+
+  amazon_data.set_items(config)
 
   config.model.embed_dim = 128
   config.model.num_heads = 4

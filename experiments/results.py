@@ -231,13 +231,7 @@ def table_1(name: str, title: str) -> str:
     for column in ('true_reward_mean', 'true_reward_max', 'swt_max', 'ltr_max'):
       if row['name'] != '+IPA' or column not in sweep['columns']:
         continue
-      moved, own = row['difference'][column], row['figures'][column]['mean']
-      before = own - moved['mean']
-      lines.append(
-        f'{column.replace("_", " ")} {100 * moved["mean"] / before:+.1f} %'
-        f' ({100 * moved["low"] / before:+.1f} to'
-        f' {100 * moved["high"] / before:+.1f})'
-      )
+      lines.append(f'{column.replace("_", " ")} {_change(row, column)}')
   users = sweep['rows'][0]['users']
   minutes = sum(row['seconds'] for row in sweep['rows']) / 60
   return '\n'.join(
@@ -253,6 +247,91 @@ def table_1(name: str, title: str) -> str:
       f'IPA against {base}: {"; ".join(lines)} (95 %, paired over users).'
       f' {minutes:.0f} minutes for all rows on {run["machine"]}.'
       f' `experiments/{name.rsplit("_", 1)[0]}.py`, commit {run["commit"]}.',
+    ]
+  )
+
+
+def _change(row: dict[str, Any], column: str) -> str:
+  """Returns the change of a row against the base, in percent of the base."""
+  moved, own = row['difference'][column], row['figures'][column]['mean']
+  before = own - moved['mean']
+  share = [100 * moved[k] / before for k in ('mean', 'low', 'high')]
+  return f'{share[0]:+.1f} % ({share[1]:+.1f} to {share[2]:+.1f})'
+
+
+def item_sweep(name: str, title: str) -> str:
+  """Returns a sweep whose rows are judged by their generated items."""
+  run = _run(name)
+  if run is None:
+    return f'**{title}**: {_NOT_MEASURED}.'
+  sweep = run['sweep']
+  settings = run['config']['evaluate']['p_score']
+  passes = [f'pass@{k}' for k in settings['pass_at']]
+  columns = [f'p_score_{part}' for part in ('mean', *passes)]
+  true = [c for c in (f'true_{c}' for c in columns) if c in sweep['columns']]
+  compared = (true or columns)[0]
+  rows = []
+  for row in sweep['rows']:
+    legal = [x['free_items'] for x in row['legality']]
+    rows.append(
+      [
+        row['name'],
+        *(f'{row["figures"][c]["mean"]:.4f}' for c in (*columns, *true)),
+        '' if row['name'] == sweep['base'] else _change(row, compared),
+        f'{100 * sum(legal) / len(legal):.1f} %',
+      ]
+    )
+  header = [
+    '', *(c.replace('_', ' ') for c in (*columns, *true)),
+    f'{compared.replace("_", " ")} against {sweep["base"]} (95 %)',
+    'legal, free decoding',
+  ]  # fmt: skip
+  users = sweep['rows'][0]['users']
+  minutes = sum(row['seconds'] for row in sweep['rows']) / 60
+  return '\n'.join(
+    [
+      f'**{title}.** {len(sweep["seeds"])} seed(s), {users:,} test users,'
+      f' {sweep["items_per_user"]} items each.',
+      '',
+      _table(header, rows),
+      '',
+      f'{minutes:.0f} minutes for all rows on {run["machine"]}. Commit'
+      f' {run["commit"]}.',
+    ]
+  )
+
+
+def p_score_model(name: str, title: str) -> str:
+  """Returns AUCs of the P-Score model beside the logistic regression."""
+  run = _run(name)
+  if run is None:
+    return f'**{title}**: {_NOT_MEASURED}.'
+  result = run['stages']['p_score']
+  rows = []
+  for tower in result['towers']:
+    found = tower['held_out']
+    gain = found['tower_gain']['auc']
+    rows.append(
+      [
+        f'{tower["name"]}: {tower["definition"]}',
+        *(
+          f'{found[kind][metric]["value"]:.3f}'
+          for metric in ('auc', 'grouped_auc')
+          for kind in ('tower', 'p_score', 'baseline')
+        ),
+        f'{gain["value"]:+.3f} ({gain["low"]:+.3f} to {gain["high"]:+.3f})',
+      ]
+    )
+  header = [
+    'tower', 'AUC tower', 'AUC P-Score', 'AUC logistic', 'GAUC tower',
+    'GAUC P-Score', 'GAUC logistic', 'AUC, tower over logistic (95 %)',
+  ]  # fmt: skip
+  judged = result['impressions']['held_out_judged']
+  return '\n'.join(
+    [
+      f'**{title}.** {judged:,} shown items of held-out users.',
+      '',
+      _table(header, rows),
     ]
   )
 
@@ -321,10 +400,22 @@ _BLOCKS: dict[str, Callable[[], str]] = {
     'quickstart', 'MovieLens-100K, sessions before and after alignment'
   ),
   'table1_synthetic': lambda: table_1(
-    'table1_synthetic_small', 'Simulated world, `:small`'
+    'table1_synthetic_full', 'Simulated world'
   ),
   'table1_kuairand': lambda: table_1(
     'table1_kuairand_small', 'KuaiRand-Pure, `:small`'
+  ),
+  'tr_rl': lambda: item_sweep(
+    'tr_ablations_rl', 'Simulated world, reinforcement learning'
+  ),
+  'tr_format': lambda: item_sweep(
+    'tr_ablations_format', 'Simulated world, format reward'
+  ),
+  'tr_kuairand_pathways': lambda: item_sweep(
+    'onerec_tr_kuairand_pathways', 'KuaiRand-Pure, pathways and features'
+  ),
+  'tr_kuairand_p_score': lambda: p_score_model(
+    'onerec_tr_kuairand_full', 'KuaiRand-Pure, P-Score model'
   ),
   'tokenizer': tokenizer,
   'speed': summary.table,

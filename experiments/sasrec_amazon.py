@@ -14,10 +14,10 @@ Beauty.sequences.txt or Sports_and_Outdoors.sequences.txt (or S3-Rec's files).
 
 import ml_collections
 
+from experiments import amazon_data
 from onerec_jax import config as config_lib
 
 VARIANTS = ('beauty', 'beauty_bce', 'sports', 'sports_bce')
-_FILES = {'beauty': 'Beauty', 'sports': 'Sports_and_Outdoors'}
 
 
 def get_config(variant: str = 'beauty') -> ml_collections.ConfigDict:
@@ -28,19 +28,10 @@ def get_config(variant: str = 'beauty') -> ml_collections.ConfigDict:
   config.name = f'sasrec_{variant}'
   config.architecture = 'sasrec'
 
-  config.data.source = 'amazon_sequences'
-  config.data.path = 'data/amazon2014'
-  config.data.variant = _FILES[data]
-  config.data.history_length = 50
-  config.data.sessions.items_per_session = 10
+  amazon_data.set_data(config, data, history_length=50, items_per_session=10)
 
   # The semantic IDs are not read, but judge hits by ID beside hits by item.
-  config.embed.parts = (
-    {'kind': 'cooccurrence', 'dim': 128, 'weight': 1.0},
-    {'kind': 'text', 'dim': 64, 'weight': 0.5},
-  )
-  config.tokenizer.codes_per_level = 256
-  config.tokenizer.collision = 'reassign'
+  amazon_data.set_items(config)
 
   config.sequential.embed_dim = 64
   config.sequential.num_heads = 2

@@ -23,10 +23,10 @@ Not as published, and why:
 
 import ml_collections
 
+from experiments import amazon_data
 from onerec_jax import config as config_lib
 
 VARIANTS = ('beauty', 'sports')
-_FILES = {'beauty': 'Beauty', 'sports': 'Sports_and_Outdoors'}
 
 
 def get_config(variant: str = 'beauty') -> ml_collections.ConfigDict:
@@ -35,11 +35,7 @@ def get_config(variant: str = 'beauty') -> ml_collections.ConfigDict:
   config = config_lib.default_config()
   config.name = f'tiger_{variant}'
 
-  config.data.source = 'amazon_sequences'
-  config.data.path = 'data/amazon2014'
-  config.data.variant = _FILES[variant]
-  config.data.history_length = 20
-  config.data.sessions.items_per_session = 1
+  amazon_data.set_data(config, variant, history_length=20, items_per_session=1)
 
   config.embed.parts = ({'kind': 'minilm', 'dim': 384},)
   config.tokenizer.levels = 3

@@ -19,6 +19,7 @@ _LEVELS = {
   'losses': 1,
   'metrics': 1,
   'session_rewards': 1.5,  # builds on metrics
+  'item_rewards': 1.5,
   'semantic_ids': 1,
   'model': 2,
   'data': 2,

@@ -283,6 +283,15 @@ def _pathways_problems(e: Experiment) -> Iterator[str]:
       'model.pathways has no events to read: set short_length,'
       ' positive_length or lifelong_length above 0.'
     )
+  for path, value, default in (
+    ('history_recency', model.history_recency, False),
+    ('user_buckets', model.user_buckets, 0),
+  ):
+    if value != default:
+      yield (
+        f"model.{path}={value} is a setting of model.encoder='history'; with"
+        f" 'pathways' leave it at {default}."
+      )
   for where, feature in (
     *((f'users[{i}].column', f.column) for i, f in enumerate(pathways.users)),
     *((f'items[{i}].name', f.name) for i, f in enumerate(pathways.items)),
@@ -391,11 +400,11 @@ def _reinforce_problems(e: Experiment) -> Iterator[str]:
       f'reinforcement.industrial.factor={industrial.factor} must lie in (0, 1)'
       f' and target_share={industrial.target_share} in [0, 1).'
     )
-  k = e.evaluate.items
+  k = e.evaluate.p_score
   if not k.pass_at or max(k.pass_at) > k.num_items or min(k.pass_at) < 1:
     yield (
-      f'evaluate.items.pass_at={k.pass_at} must lie in'
-      f' 1..evaluate.items.num_items={k.num_items}.'
+      f'evaluate.p_score.pass_at={k.pass_at} must lie in'
+      f' 1..evaluate.p_score.num_items={k.num_items}.'
     )
 
 

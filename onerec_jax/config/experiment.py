@@ -66,6 +66,8 @@ class ItemEvaluationConfig:
   max_users: int = 500  # test users
   num_items: int = 128  # generated per user, the best by the model
   pass_at: tuple[int, ...] = (8, 32, 128)  # K: the best of the first K
+  resamples: int = 20  # test resamples that the ± is taken over
+  resample_users: int = 200  # users of one resample
   legality_users: int = 100  # decoded once more without the trie
 
 
@@ -86,6 +88,9 @@ class SweepConfig:
   rows: tuple[SweepRow, ...] = ()
   seeds: tuple[int, ...] = (0,)
   base: str = ''  # row the others are compared to, pairwise
+  # Rows generate sessions that the session reward model judges, or items that
+  # the P-Score model does.
+  judge: Literal['sessions', 'items'] = 'sessions'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +113,7 @@ class EvaluateConfig:
   num_example_users: int = 8  # shown in the report
   decoding: DecodingConfig = DecodingConfig()
   sessions: SessionEvaluationConfig = SessionEvaluationConfig()
-  items: ItemEvaluationConfig = ItemEvaluationConfig()
+  p_score: ItemEvaluationConfig = ItemEvaluationConfig()
 
 
 @dataclasses.dataclass(frozen=True)

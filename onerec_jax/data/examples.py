@@ -9,6 +9,7 @@ import dataclasses
 import os
 import tempfile
 import uuid
+from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Sequence
 from typing import Any
@@ -22,6 +23,7 @@ from etils import epath
 from jaxtyping import Int
 from jaxtyping import Int32
 
+from onerec_jax import batch
 from onerec_jax.data import records as records_lib
 
 UserRecord = records_lib.UserRecord  # what callers write and read
@@ -31,6 +33,9 @@ _READ_ROWS = 1024
 CACHE_BYTES = 2 << 30
 
 TargetEvents = Literal['positive', 'all']
+# (users [B], positions [B]) -> what is known before those events; a user of
+# -1 makes a filler row.  user_context.ContextMaker is one.
+Contexts = Callable[[np.ndarray, np.ndarray], batch.UserContext]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -220,6 +225,7 @@ class ExampleStore:
     path: the .arrayrecord file.
     cache_bytes: events are decoded once and kept in memory if they take no
       more than this; otherwise every batch reads its records from the file.
+    contexts: what batches know of users beside their history; None: nothing.
   """
 
   def __init__(
@@ -227,7 +233,9 @@ class ExampleStore:
     path: str | os.PathLike[str],
     *,
     cache_bytes: int = CACHE_BYTES,
+    contexts: Contexts | None = None,
   ):
+    self.contexts = contexts
     self.path = epath.Path(path)
     self.index = read_index(self.path)
     if not self.path.exists():

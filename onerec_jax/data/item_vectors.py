@@ -55,6 +55,9 @@ class Block(NamedTuple):
   empty: Bool[np.ndarray, ' num_items']  # True: nothing known, zero row
   # Share of the squared norm of the part's matrix that the SVD kept.
   explained: float
+  # 'array' parts of shape [items, T, d]: as they are in the file; a token of
+  # zeros is none.
+  tokens: Float[np.ndarray, 'num_items T d'] | None = None
 
 
 class ItemVectors(NamedTuple):
@@ -176,18 +179,26 @@ def _swing(part: config.EmbedPart, view: DatasetView, seed: int) -> Block:
 
 
 def _array(part: config.EmbedPart, view: DatasetView, seed: int) -> Block:
-  return _reduce(read_array(part.path or '', view), part.dim, seed, power=1.0)
+  """Of several tokens per item, the vector is their mean."""
+  vectors = read_array(part.path or '', view)
+  if vectors.ndim == 2:
+    return _reduce(vectors, part.dim, seed, power=1.0)
+  count = np.any(vectors != 0, axis=2).sum(axis=1, keepdims=True)
+  mean = vectors.sum(axis=1) / np.maximum(count, 1)
+  block = _reduce(mean, part.dim, seed, power=1.0)
+  return block._replace(tokens=vectors)
 
 
 def read_array(
   path: str, view: DatasetView
-) -> Float[np.ndarray, 'num_items width']:
+) -> Float[np.ndarray, 'num_items *tokens width']:
   """Returns precomputed vectors, one row per item of the catalogue.
 
   Args:
-    path: .npy [num_items, width] in the order of items.parquet, or .npz with
-      'embeddings' [n, width] and, unless they are in that order, 'item_ids'
-      [n]; items that it does not name get a zero row.
+    path: .npy [num_items, width], or [num_items, tokens, width] for several
+      vectors of an item, in the order of items.parquet; or .npz with
+      'embeddings' [n, width] or [n, tokens, width] and, unless they are in
+      that order, 'item_ids' [n]; items that it does not name get zeros.
     view: the data set.
 
   Raises:
@@ -208,13 +219,18 @@ def read_array(
         )
       vectors = stored['embeddings']
       ids = stored.get('item_ids')
-  if vectors.ndim != 2 or vectors.dtype.kind not in 'fiu':
+  if (
+    vectors.ndim not in (2, 3)
+    or 0 in vectors.shape[1:]
+    or vectors.dtype.kind not in 'fiu'
+  ):
     raise ValueError(
       f'{path} holds {vectors.dtype} {vectors.shape}; expected numbers of'
-      ' shape [items, width].'
+      ' shape [items, width] or [items, tokens, width].'
     )
   vectors = vectors.astype(np.float32)
-  bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+  finite = np.isfinite(vectors).reshape(len(vectors), -1)
+  bad = np.flatnonzero(~finite.all(axis=1))
   if len(bad):
     raise ValueError(
       f'{path}: {len(bad)} rows hold NaN or infinity, the first is row'
@@ -248,7 +264,9 @@ def _by_id(
       f"{path}: none of its 'item_ids' (such as {names[:3]}) is an item of"
       f' this data set (such as {view.item_ids[:3].tolist()}).'
     )
-  return np.where((rows >= 0)[:, None], vectors[rows], np.float32(0))
+  result = vectors[rows]
+  result[rows < 0] = 0
+  return result
 
 
 _BUILDERS: dict[str, Callable[[config.EmbedPart, DatasetView, int], Block]] = {

@@ -35,8 +35,11 @@ def session_batch(
     history = the last history_length positive events before the start
     targets = the first min(target_length, items_per_session) events from it,
               of all events or of the positive ones (index.target_events)
+    context = what store.contexts knows of the user before the start, if it
+              is given
 
   Args:
+    store: of the examples.
     example_ids: places in `store.index.starts`; -1 makes a filler row. [B]
     history_length: padded history length (N).
     items_per_session: padded session length (M).
@@ -64,6 +67,11 @@ def session_batch(
   target_items, target_mask = _gather(
     source, first_target, lengths, items_per_session
   )
+  context = None
+  if store.contexts is not None:
+    context = store.contexts(
+      np.where(real, index.users[rows], -1), index.starts[ids]
+    )
   return batch.SessionBatch(
     example_id=np.where(real, ids, -1).astype(np.int32),
     user=np.where(real, index.users[rows], 0).astype(np.int32),
@@ -72,6 +80,7 @@ def session_batch(
     target_items=target_items,
     target_mask=target_mask,
     example_mask=real,
+    context=context,
   )
 
 

@@ -38,11 +38,21 @@ _HELD_OUT_STREAM = 0x7265776172
 
 
 def held_out_users(
-  users: Int[np.ndarray, ' U'], *, share: float, seed: int
+  users: Int[np.ndarray, ' U'],
+  *,
+  share: float,
+  seed: int,
+  setting: str = 'reward_model.held_out_share',
 ) -> Int[np.ndarray, ' H']:
   """Returns a random share of the users, rising; at least one on each side.
 
   The round(share · U) users with the smallest random words are held out.
+
+  Args:
+    users: distinct. [U]
+    share: of the users, in (0, 1).
+    seed: of the choice.
+    setting: where the share comes from, for the error.
 
   Raises:
     ValueError: there are too few users for both parts.
@@ -50,10 +60,9 @@ def held_out_users(
   count = round(share * len(users))
   if not 0 < count < len(users):
     raise ValueError(
-      f'reward_model.held_out_share={share} of {len(users)} users with a'
-      f' session leaves {len(users) - count} to train on and {count} to hold'
-      ' out; both need one. Change reward_model.held_out_share, or take more'
-      ' users.'
+      f'{setting}={share} of {len(users)} users to learn from leaves'
+      f' {len(users) - count} to train on and {count} to hold out; both need'
+      f' one. Change {setting}, or take more users.'
     )
   bits = batch_plan.random_bits(users, key=(seed, _HELD_OUT_STREAM))
   return np.sort(users[np.argsort(bits, kind='stable')[:count]])

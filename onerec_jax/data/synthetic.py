@@ -27,6 +27,11 @@ _TOPICS = (
   'sailing', 'robots', 'pets', 'history', 'dance', 'cycling', 'knitting',
   'astronomy', 'baking',
 )  # fmt: skip
+# Profiles: probability that a value is what the law says, else any is drawn.
+_TELLING = 0.7
+_AGES = ('18-24', '25-34', '35-49', '50+')
+_GENDERS = ('female', 'male')
+_AUTHORS = 4  # of a cluster
 _MOODS = (
   'quiet', 'grand', 'odd', 'bright', 'slow', 'secret', 'daily', 'final',
   'first', 'lost',
@@ -141,6 +146,10 @@ def read(size: config.SyntheticConfig, *, seed: int) -> schema.Dataset:
   0.5], is_like and is_follow drawn with the probabilities above.  Sessions of
   5 to 8 events a minute or so apart, hours to days between them.
 
+  With `size.profiles` users have an age group and a gender, and items an
+  author and two tags beside their other categories; see `_profiles`.  Events
+  are the same with and without.
+
   Raises:
     ValueError: the catalogue is too small for the shortest user.
   """
@@ -179,15 +188,21 @@ def read(size: config.SyntheticConfig, *, seed: int) -> schema.Dataset:
       'is_follow': random.random(number) < follow_probability(liking),
     }
   ).with_columns(pl.col('is_like', 'is_follow').cast(pl.Float32))
+  items_table = _item_table(world)
+  users_table = pl.DataFrame(
+    {
+      'user_id': _names('user', np.arange(size.num_users)),
+      'favourite': [_topic(int(c)) for c in world.taste.argmax(axis=1)],
+    }
+  )
+  if size.profiles:
+    items_table, users_table = _profiles(
+      world, items_table, users_table, np.random.default_rng([seed, 2])
+    )
   return schema.Dataset(
     interactions=interactions,
-    items=_item_table(world),
-    users=pl.DataFrame(
-      {
-        'user_id': _names('user', np.arange(size.num_users)),
-        'favourite': [_topic(int(c)) for c in world.taste.argmax(axis=1)],
-      }
-    ),
+    items=items_table,
+    users=users_table,
     feedback=('watch_time', 'long_view', 'is_like', 'is_follow'),
     source=f'synthetic world, seed {seed}',
     has_item_table=True,
@@ -256,6 +271,60 @@ def _item_table(world: World) -> pl.DataFrame:
       ],
       'categories': [[t, p] for t, p in zip(topics, parts, strict=True)],
     }
+  )
+
+
+def _profiles(
+  world: World,
+  items: pl.DataFrame,
+  users: pl.DataFrame,
+  random: np.random.Generator,
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+  """Returns the tables with profiles of users and properties of items.
+
+  Each value is the stated one with probability 0.7, else drawn uniformly from
+  all values.  With c the user's likeliest cluster:
+    age       _AGES[c mod 4]
+    gender    _GENDERS[⌊c / 4⌋ mod 2]
+  With c the item's cluster and r its place 0, 1, ... in the cluster, best
+  quality first, of n:
+    author    author:{4 c + ⌊4 r / n⌋}; all authors: 0 .. 4 C - 1
+    tag       tag:{topic of c}; all topics
+    tag       tag:hit if r < n / 2, else tag:niche
+  """
+  clusters = world.taste.shape[1]
+
+  def blurred(stated: np.ndarray, values: int) -> np.ndarray:
+    any_value = random.integers(values, size=len(stated))
+    return np.where(random.random(len(stated)) < _TELLING, stated, any_value)
+
+  taste = world.taste.argmax(axis=1)
+  ages = blurred(taste % len(_AGES), len(_AGES))
+  genders = blurred(taste // len(_AGES) % len(_GENDERS), len(_GENDERS))
+  cluster = world.cluster
+  order = np.lexsort((-world.quality, cluster))
+  counts = np.bincount(cluster, minlength=clusters)
+  first = np.cumsum(counts) - counts
+  rank = np.empty(len(cluster), np.int64)
+  rank[order] = np.arange(len(cluster)) - first[cluster[order]]
+  part = _AUTHORS * rank // counts[cluster]
+  authors = blurred(_AUTHORS * cluster + part, _AUTHORS * clusters)
+  topics = blurred(cluster, clusters)
+  hits = blurred((2 * rank < counts[cluster]).astype(np.int64), 2)
+  added = [
+    [f'author:{author}', f'tag:{_topic(topic)}', f'tag:{kind}']
+    for author, topic, kind in zip(
+      authors.tolist(),
+      topics.tolist(),
+      np.array(['niche', 'hit'])[hits].tolist(),
+      strict=True,
+    )
+  ]
+  return items.with_columns(
+    pl.concat_list('categories', pl.Series('added', added)).alias('categories')
+  ), users.with_columns(
+    pl.Series('age', np.array(_AGES)[ages]),
+    pl.Series('gender', np.array(_GENDERS)[genders]),
   )
 
 

@@ -138,6 +138,7 @@ def start(
   inputs = onerec.encoder_input(batch, catalogue)
   encoded = apply(
     inputs._replace(codes=catalogue.codes[history.items], mask=history.mask),
+    router_bias,
     method='encode',
   )
   context = apply(

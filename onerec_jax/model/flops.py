@@ -1,6 +1,7 @@
 """Model FLOPs by formula, for the MFU estimate; counts matrix products only."""
 
 from onerec_jax import config as config_lib
+from onerec_jax.model import pathways
 from onerec_jax.ops import attention
 from onerec_jax.semantic_ids import vocabulary as vocabulary_lib
 
@@ -25,9 +26,12 @@ def forward_flops(
   """
   c, levels = config, vocabulary.levels
   d, width = c.embed_dim, c.num_heads * c.head_dim
-  s = history_items * (levels + c.history_separator) + bool(
-    vocabulary.user_buckets
-  )
+  if c.encoder == 'pathways':  # the few features of a token are not counted
+    s = pathways.num_tokens(c.pathways)
+  else:
+    s = history_items * (levels + c.history_separator) + bool(
+      vocabulary.user_buckets
+    )
   t = items_per_session * (levels + 1)
 
   def mlp(hidden: int, activation: str) -> int:
@@ -37,7 +41,12 @@ def forward_flops(
     return length * (2 * 4 * d * width + 2 * 2 * length * width)
 
   dense = mlp(c.mlp_dim, c.mlp_activation)
+  experts = 2 * d * c.moe.num_experts + c.moe.top_k * mlp(
+    c.moe.expert_dim, c.moe.activation
+  )
   encoder = self_attention(s) + s * dense
+  if c.encoder == 'pathways' and c.moe.enabled and c.moe.location == 'both':
+    encoder += s * (experts - dense)
   shape = dict(
     num_queries=t,
     num_keys=s,
@@ -56,10 +65,7 @@ def forward_flops(
   else:
     cross += 2 * 2 * s * d * width + 2 * 2 * t * s * width
   if c.moe.enabled:
-    feed_forward = t * (
-      2 * d * c.moe.num_experts
-      + c.moe.top_k * mlp(c.moe.expert_dim, c.moe.activation)
-    )
+    feed_forward = t * experts
   else:
     feed_forward = t * dense
   decoder = self_attention(t) + cross + feed_forward

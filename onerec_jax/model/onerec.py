@@ -1,4 +1,9 @@
-"""OneRec v1: history encoder, session decoder, one output head per level."""
+"""OneRec: encoder, session decoder, one output head per level.
+
+v1 reads the history as tokens of semantic IDs; the technical report reads
+pathways and decodes sessions of one item, which is a setting of the same
+decoder.
+"""
 
 from typing import Any
 from typing import Literal
@@ -20,6 +25,7 @@ from onerec_jax.model import history_encoder
 from onerec_jax.model import layers
 from onerec_jax.model import moe
 from onerec_jax.model import parameters
+from onerec_jax.model import pathway_encoder
 from onerec_jax.ops import attention
 from onerec_jax.ops import dropout
 from onerec_jax.semantic_ids import vocabulary as vocabulary_lib
@@ -65,12 +71,18 @@ class OneRecOutput(NamedTuple):
 
 
 def initial_router_bias(config: config_lib.ModelConfig) -> np.ndarray:
-  """Returns the model state at step 0: zeros, float32. [layers, E]"""
-  return np.zeros((config.decoder_layers, config.moe.num_experts), np.float32)
+  """Returns the model state at step 0: zeros, float32. [layers, E]
+
+  The layers are the decoder's, after the encoder's if those have experts.
+  """
+  layers = config.decoder_layers
+  if pathway_encoder.has_experts(config):
+    layers += config.encoder_layers
+  return np.zeros((layers, config.moe.num_experts), np.float32)
 
 
 class OneRec(nn.Module):
-  """Encoder-decoder that generates a session of semantic IDs (spec §3.1, §4.2).
+  """Encoder-decoder that generates a session of semantic IDs (spec §3, §4).
 
   The decoder reads, for item i, BOS, s^1, …, s^L at positions i (L + 1) + j;
   the state at j < L predicts s^{j+1}.  The state at s^L predicts nothing (the
@@ -82,6 +94,7 @@ class OneRec(nn.Module):
   items_per_session: int  # m; decoder length is m (L + 1)
   dropout_bits: Literal['hash', 'threefry'] = 'hash'
   mesh: jax.sharding.Mesh | None = None  # None or one device: no sharding
+  sizes: batch_lib.FeatureSizes | None = None  # encoder='pathways' only
 
   def setup(self) -> None:
     c, v = self.config, self.vocabulary
@@ -108,7 +121,12 @@ class OneRec(nn.Module):
         (None, 'embed'),
         parameters.Initializer(stddev=0.1),
       )
-    self.encoder = history_encoder.HistoryEncoder(c, self.mesh)
+    if c.encoder == 'pathways':
+      if self.sizes is None:
+        raise ValueError("encoder='pathways' needs the sizes of the features.")
+      self.encoder = pathway_encoder.PathwayEncoder(c, self.sizes, self.mesh)
+    else:
+      self.encoder = history_encoder.HistoryEncoder(c, self.mesh)
     self.decoder = decoder_module.Decoder(c, self.mesh)
 
   def _seeds(self, deterministic: bool) -> Any:
@@ -136,9 +154,17 @@ class OneRec(nn.Module):
       ago = jnp.pad(ago, ((0, 0), (1, 0)), constant_values=last)
     return self.recency[ago].astype(self.config.compute_dtype)
 
+  def _embed_each(self, tokens: jax.Array) -> jax.Array:
+    return self.embedding[tokens].astype(self.config.compute_dtype)
+
   def _embed(self, tokens: Int[Array, 'B T']) -> Float[Array, 'B T D']:
-    x = self.embedding[tokens].astype(self.config.compute_dtype)
-    return layers.shard_batch(x, self.mesh)
+    return layers.shard_batch(self._embed_each(tokens), self.mesh)
+
+  def _decoder_bias(
+    self, router_bias: Float[Array, 'layers E']
+  ) -> Float[Array, 'decoder_layers E']:
+    """Returns the rows of the decoder, which are the last ones."""
+    return router_bias[-self.config.decoder_layers :]
 
   def history_tokens(
     self,
@@ -169,29 +195,62 @@ class OneRec(nn.Module):
       )
     return tokens, token_mask
 
-  def _encode(self, inputs: EncoderInput, seeds: Any) -> Encoded:
+  def _encode(
+    self, inputs: EncoderInput, router_bias: jax.Array | None, seeds: Any
+  ) -> tuple[Encoded, RouterStats | None]:
+    if self.config.encoder == 'pathways':
+      return self._encode_pathways(inputs, router_bias, seeds)
     tokens, token_mask = self.history_tokens(
       inputs.codes, inputs.mask, inputs.user
     )
     x = self._embed(tokens)
     if self.config.history_recency:
       x = x + self._recency(inputs.mask)
-    return self.encoder(x, token_mask, seeds)
+    return self.encoder(x, token_mask, seeds), None
+
+  def _encode_pathways(
+    self, inputs: EncoderInput, router_bias: jax.Array | None, seeds: Any
+  ) -> tuple[Encoded, RouterStats | None]:
+    context, catalogue = inputs.context, inputs.catalogue
+    if context is None or catalogue is None or catalogue.features is None:
+      raise ValueError(
+        "encoder='pathways' reads the users' context and the items' features:"
+        ' make the input by encoder_input(), from batches with a context.'
+      )
+
+    def item_vectors(items: jax.Array) -> jax.Array:
+      tokens = self.vocabulary.tokens(catalogue.codes[items])
+      return jnp.sum(self._embed_each(tokens), axis=-2)
+
+    if pathway_encoder.has_experts(self.config):
+      if router_bias is None:
+        raise ValueError('An encoder with experts needs the router bias.')
+      router_bias = router_bias[: self.config.encoder_layers]
+    else:
+      router_bias = None
+    return self.encoder(
+      context, inputs.user, item_vectors, catalogue.features, seeds, router_bias
+    )
 
   def encode(
-    self, inputs: EncoderInput, *, deterministic: bool = True
+    self,
+    inputs: EncoderInput,
+    router_bias: Float[Array, 'layers E'] | None = None,
+    *,
+    deterministic: bool = True,
   ) -> Encoded:
     """Encodes users.
 
     Args:
       inputs: of `encoder_input`.
+      router_bias: read by an encoder with experts only. [layers, E]
       deterministic: False: dropout, needs rngs={'dropout': key}.
 
     Returns:
       States, zero at padding, and their mask.
     """
     seeds, _ = self._seeds(deterministic)
-    return self._encode(inputs, seeds)
+    return self._encode(inputs, router_bias, seeds)[0]
 
   def __call__(
     self,
@@ -215,16 +274,19 @@ class OneRec(nn.Module):
       Logits per level and the router's counts.
     """
     encoder_seeds, decoder_seeds = self._seeds(deterministic)
-    encoded = self._encode(inputs, encoder_seeds)
+    encoded, encoder_stats = self._encode(inputs, router_bias, encoder_seeds)
     batch, items, levels = target_codes.shape
     token_mask = jnp.repeat(target_mask, levels + 1, axis=1)
     x, stats = self.decoder(
       self._embed(self._session_tokens(target_codes)),
       encoded,
       token_mask,
-      router_bias,
+      self._decoder_bias(router_bias),
       decoder_seeds,
     )
+    if encoder_stats is not None:
+      load = jnp.concatenate([encoder_stats.load, stats.load])
+      stats = RouterStats(load)
     x = x.reshape(batch, items, levels + 1, -1)[:, :, :levels]
     logits = jnp.stack(
       [self._logits(x[:, :, level], level) for level in range(levels)], axis=2
@@ -299,7 +361,9 @@ class OneRec(nn.Module):
       axis=-1,
     )
     x = self._embed(tokens.reshape(batch, -1)).reshape(*tokens.shape, -1)
-    x = self.decoder.score(x, encoded, token_mask, router_bias)
+    x = self.decoder.score(
+      x, encoded, token_mask, self._decoder_bias(router_bias)
+    )
     x = x[:, :, start:].reshape(batch, width, items, levels + 1, -1)
     result = []
     for level in range(levels):
@@ -329,7 +393,10 @@ class OneRec(nn.Module):
     tokens = self._session_tokens(prefix_codes)
     token_mask = jnp.repeat(prefix_mask, self.vocabulary.levels + 1, axis=1)
     return self.decoder.start(
-      encoded, self._embed(tokens), token_mask, router_bias
+      encoded,
+      self._embed(tokens),
+      token_mask,
+      self._decoder_bias(router_bias),
     )
 
   def _session_tokens(self, codes: Int[Array, 'B M L']) -> Int[Array, 'B T']:
@@ -372,12 +439,67 @@ class OneRec(nn.Module):
       level, about -1e30 beyond its codes; and the cache with this position.
     """
     x, cache = self.decoder.step(
-      self._embed(tokens), jnp.asarray(position), cache, context, router_bias
+      self._embed(tokens),
+      jnp.asarray(position),
+      cache,
+      context,
+      self._decoder_bias(router_bias),
     )
     if level < 0:
       shape = (*tokens.shape, self.vocabulary.max_codes)
       return jnp.zeros(shape, jnp.float32), cache
     return jax.nn.log_softmax(self._logits(x, level), axis=-1), cache
+
+
+def _any_input(model: OneRec, rows: int) -> EncoderInput:
+  """Returns an input of the right structure, all zeros."""
+  levels, p = model.vocabulary.levels, model.config.pathways
+  integer = jnp.int32
+
+  def zeros(*shape: int, dtype: Any = integer) -> jax.Array:
+    return jnp.zeros((rows, *shape), dtype)
+
+  context = catalogue = None
+  if model.config.encoder == 'pathways' and model.sizes is not None:
+
+    def events(length: int, clusters: bool = False) -> Any:
+      averaged = sum(f.average for f in p.items)
+      values = max((f.max_values for f in p.items if f.average), default=0)
+      return batch_lib.EventSequence(
+        items=zeros(length),
+        mask=zeros(length, dtype=bool),
+        age=zeros(length),
+        numbers=zeros(length, len(p.events)),
+        labels=zeros(length, len(p.labels), dtype=jnp.float32),
+        label_mask=zeros(length, len(p.labels), dtype=bool),
+        categories=zeros(length, averaged, values) if clusters else None,
+        category_weights=(
+          zeros(length, averaged, values, dtype=jnp.float32)
+          if clusters
+          else None
+        ),
+      )
+
+    context = batch_lib.UserContext(
+      features=zeros(len(p.users)),
+      short=events(p.short_length) if p.short_length else None,
+      positive=events(p.positive_length) if p.positive_length else None,
+      lifelong=events(p.lifelong_length, True) if p.lifelong_length else None,
+    )
+    items = model.sizes.num_items
+    catalogue = batch_lib.Catalogue(
+      jnp.zeros((items, levels), integer),
+      batch_lib.ItemFeatures(
+        tuple(jnp.zeros((items, f.max_values), integer) for f in p.items)
+      ),
+    )
+  return EncoderInput(
+    zeros(1, levels),
+    jnp.ones((rows, 1), bool),
+    zeros(),
+    context,
+    catalogue,
+  )
 
 
 def abstract_params(model: OneRec) -> Any:
@@ -388,11 +510,7 @@ def abstract_params(model: OneRec) -> Any:
   variables = jax.eval_shape(
     lambda key: model.init(
       key,
-      EncoderInput(
-        jnp.zeros((batch, 1, levels), integer),
-        jnp.ones((batch, 1), bool),
-        jnp.zeros((batch,), integer),
-      ),
+      _any_input(model, batch),
       jnp.zeros((batch, items, levels), integer),
       jnp.ones((batch, items), bool),
       jnp.asarray(initial_router_bias(model.config)),

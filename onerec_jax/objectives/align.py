@@ -68,6 +68,7 @@ def make_score(model: onerec.OneRec, *, continue_items: int) -> Score:
     encoded = model.apply(
       variables,
       inputs._replace(codes=catalogue.codes[history.items], mask=history.mask),
+      router_bias,
       method='encode',
     )
     log_probs = model.apply(

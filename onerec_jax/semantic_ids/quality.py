@@ -130,6 +130,60 @@ def category_agreement(
   return float(((sums**2).sum() - known.sum()) / num_pairs)
 
 
+def category_information(
+  codes: Int[np.ndarray, ' I'], categories: Sequence[Sequence[str]]
+) -> dict[str, Any] | None:
+  """Returns how much a level's codes and the items' main categories agree.
+
+    nmi = I(code; category) / ((H(code) + H(category)) / 2)
+    purity = Σ_k max_c n_kc / I;  largest = max_c n_c / I
+
+  The main category of an item is the first that at most half of the items
+  have: paths begin with what all items share.  Items without one are left
+  out.  Both figures rise with the number of codes, so that they compare
+  quantizers of one size; `largest` is the purity of a single code.
+
+  Args:
+    codes: code of each item. [I]
+    categories: names of each item, general ones first. [I]
+
+  Returns:
+    items (with a main category), categories (distinct ones), nmi, purity and
+    largest, all in 0..1; None with fewer than two main categories.
+  """
+  counts: dict[str, int] = {}
+  for names in categories:
+    for name in set(names):
+      counts[name] = counts.get(name, 0) + 1
+  half = len(categories) / 2
+  main = [
+    next((name for name in names if counts[name] <= half), None)
+    for names in categories
+  ]
+  known = [i for i, name in enumerate(main) if name is not None]
+  names = np.array([main[i] for i in known], dtype=str)
+  found, category = np.unique(names, return_inverse=True)
+  if len(found) < 2:
+    return None
+  code = np.unique(codes[known], return_inverse=True)[1].reshape(-1)
+  joint = np.zeros((code.max() + 1, len(found)))
+  np.add.at(joint, (code, category), 1 / len(code))
+
+  def entropy(p: np.ndarray) -> float:
+    p = p[p > 0]
+    return float(-(p * np.log(p)).sum())
+
+  of_code, of_category = entropy(joint.sum(1)), entropy(joint.sum(0))
+  shared = of_code + of_category - entropy(joint.reshape(-1))
+  return {
+    'items': len(category),
+    'categories': len(found),
+    'nmi': max(2 * shared / (of_code + of_category), 0.0),
+    'purity': float(joint.max(axis=1).sum()),
+    'largest': float(joint.sum(0).max()),
+  }
+
+
 def report(
   codes: Int[np.ndarray, 'I L'],
   *,
@@ -145,7 +199,8 @@ def report(
     codes_per_level: [L]
     embeddings: with `reconstructed`: adds 'reconstruction'. [I, D]
     reconstructed: vectors that the codes stand for. [I, D]
-    categories: adds 'category_agreement' per prefix and over all pairs.
+    categories: adds 'category_agreement' per prefix and over all pairs, and
+      'category_information' per level.
 
   Returns:
     items; levels: `usage` of each level with 'prefix': `sharing` of the codes
@@ -158,6 +213,9 @@ def report(
     entry['prefix'] = sharing(prefix)
     if categories is not None:
       entry['category_agreement'] = category_agreement(prefix, categories)
+      entry['category_information'] = category_information(
+        codes[:, level], categories
+      )
     levels.append(entry)
   result = {
     'items': len(codes),

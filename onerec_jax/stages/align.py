@@ -91,7 +91,7 @@ def run(
     reward = reward_lib.load(
       experiment, workdir, seed_model.ids, seed_model.mesh
     )
-  store = pretrain.open_examples(workdir, 'train')
+  store = pretrain.open_examples(experiment, workdir, 'train')
   maker = rollouts.Rollouts(
     seed_model,
     reward,

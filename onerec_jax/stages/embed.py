@@ -1,12 +1,13 @@
 """Stage 'embed': item vectors from content and training behaviour.
 
 Writes embed/item_embeddings.npz.  The vectors see training events only;
-validation transitions are used to rate them, never to make them.
+held-out transitions are used to rate them, never to make them.
 """
 
 import io
 import time
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,14 +15,19 @@ from absl import logging
 from etils import epath
 
 from onerec_jax import config
+from onerec_jax import sharding
 from onerec_jax import workdir as workdir_lib
+from onerec_jax.data import captions as captions_lib
 from onerec_jax.data import examples
+from onerec_jax.data import item_pairs
+from onerec_jax.data import item_tokens
 from onerec_jax.data import item_vectors
-from onerec_jax.data import pipeline
+from onerec_jax.data import neighbours
+from onerec_jax.stages import item_alignment
+from onerec_jax.stages import item_quality
 
 _TOP_K = 10
 _TRANSITIONS = 2000  # validation transitions of the quality figure
-_BATCH_SIZE = 256
 
 
 def run(
@@ -34,17 +40,25 @@ def run(
     (validation transitions whose target is among the ten nearest items, the
     source excluded; None without validation examples), num_transitions, and
     per part: kind, dim, weight, explained, empty_share, seconds,
-    neighbour_hit@10.
+    neighbour_hit@10.  With embed.alignment, of which the vectors then are,
+    'alignment': `item_alignment.Aligned.summary` and 'quality',
+    `item_quality.report`.
+
+  Raises:
+    ValueError: a part or the alignment has nothing to work with.
   """
   workdir.require(workdir.data / 'items.parquet', 'prepare')
   view = item_vectors.read_view(workdir.data)
-  sources, targets = _validation_transitions(workdir)
+  transitions = neighbours.read_transitions(
+    examples.ExampleStore(workdir.data / 'examples' / 'valid.arrayrecord'),
+    max_examples=_TRANSITIONS,
+  )
 
   def hit_rate(vectors: np.ndarray) -> float | None:
-    if not len(sources):
+    if not len(transitions.sources):
       return None
     return item_vectors.neighbour_hit_rate(
-      vectors, sources, targets, top_k=_TOP_K
+      vectors, transitions.sources, transitions.targets, top_k=_TOP_K
     )
 
   blocks, parts = [], []
@@ -65,6 +79,18 @@ def run(
     )
     logging.info('embed: %s', parts[-1])
   vectors = item_vectors.join(experiment.embed.parts, blocks)
+  more: dict[str, Any] = {}
+  if experiment.embed.alignment.enabled:
+    aligned = _align(experiment, workdir, view, blocks, vectors, transitions)
+    compared = {'unaligned': vectors, 'aligned': aligned.vectors}
+    if len(blocks) > 1:
+      for i, (part, block) in enumerate(
+        zip(experiment.embed.parts, blocks, strict=True)
+      ):
+        compared[f'part {i}: {part.kind}'] = block.values
+    quality = item_quality.report(compared, workdir, seed=experiment.seed)
+    more['alignment'] = {**aligned.summary, 'quality': quality}
+    vectors = aligned.vectors
   empty = ~np.any(vectors != 0, axis=1)
   if empty.any():
     logging.warning(
@@ -79,29 +105,54 @@ def run(
     'dim': vectors.shape[1],
     'empty_share': float(empty.mean()),
     f'neighbour_hit@{_TOP_K}': hit_rate(vectors),
-    'num_transitions': len(sources),
+    'num_transitions': len(transitions.sources),
     'parts': parts,
+    **more,
   }
 
 
-def _validation_transitions(
+def _align(
+  experiment: config.Experiment,
   workdir: workdir_lib.Workdir,
-) -> tuple[np.ndarray, np.ndarray]:
-  """Returns the last history item and the first target of some examples."""
-  store = examples.ExampleStore(workdir.data / 'examples' / 'valid.arrayrecord')
-  pairs = [np.zeros((2, 0), np.int32)]
-  for batch in pipeline.eval_batches(
-    store,
-    batch_size=_BATCH_SIZE,
-    history_length=1,
-    items_per_session=1,
-    max_examples=_TRANSITIONS,
-  ):
-    keep = (batch.history_mask & batch.target_mask)[:, 0]
-    both = np.stack([batch.history_items[:, 0], batch.target_items[:, 0]])
-    pairs.append(both[:, keep])
-  sources, targets = np.concatenate(pairs, axis=1)
-  return sources, targets
+  view: item_vectors.DatasetView,
+  blocks: Sequence[item_vectors.Block],
+  vectors: np.ndarray,
+  transitions: neighbours.Transitions,
+) -> item_alignment.Aligned:
+  """Returns the vectors that the configured alignment makes of the parts."""
+  alignment = experiment.embed.alignment
+  pairs = item_pairs.make_pairs(
+    view.offsets,
+    view.items,
+    num_items=view.num_items,
+    vectors=vectors,
+    alignment=alignment,
+    seed=experiment.seed,
+  )
+  captions = None
+  if alignment.caption_weight > 0:
+    captions = captions_lib.make_captions(
+      view.texts,
+      num_words=alignment.caption_tokens,
+      vocabulary_size=alignment.caption_vocabulary,
+    )
+    if captions is None:
+      logging.warning(
+        'embed.alignment.caption_weight=%g has no effect: none of the %d items'
+        ' has a text or a title.',
+        alignment.caption_weight,
+        view.num_items,
+      )
+  return item_alignment.align(
+    item_tokens.make_tokens(blocks),
+    pairs,
+    captions,
+    alignment=alignment,
+    seed=experiment.seed,
+    mesh=sharding.make_mesh(experiment.mesh),
+    folder=workdir.stage('embed') / 'alignment',
+    transitions=transitions,
+  )
 
 
 def _save(path: epath.Path, vectors: np.ndarray) -> None:

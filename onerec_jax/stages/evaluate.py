@@ -22,7 +22,10 @@ from onerec_jax.decoding import recommend
 from onerec_jax.semantic_ids import table
 from onerec_jax.stages import align
 from onerec_jax.stages import comparison
+from onerec_jax.stages import item_evaluation
 from onerec_jax.stages import predictions
+from onerec_jax.stages import pretrain
+from onerec_jax.stages import reinforce
 from onerec_jax.stages import session_comparison
 from onerec_jax.stages import trained as trained_lib
 
@@ -51,9 +54,7 @@ def run(
   settings = experiment.evaluate
   models = _load_models(experiment, workdir)
   trained = models[OURS]
-  store = examples.ExampleStore(
-    workdir.data / 'examples' / f'{settings.split}.arrayrecord'
-  )
+  store = pretrain.open_examples(experiment, workdir, settings.split)
   if not store.index.num_examples:
     raise ValueError(
       f'The split {settings.split!r} has no users to evaluate. Set'
@@ -116,6 +117,7 @@ def run(
     **decoding,
     'legality_by_model': {n: d[2]['legality'] for n, d in decoded.items()},
     'session_rewards': _session_rewards(experiment, workdir, models),
+    'item_rewards': _item_rewards(experiment, workdir, models),
     'teacher_forced': trained_lib.teacher_forced(
       trained,
       _batches(
@@ -130,6 +132,8 @@ def run(
   predictions.print_table(result)
   if result['session_rewards']:
     predictions.print_session_rewards(result)
+  if result['item_rewards']:
+    predictions.print_item_rewards(result)
   return result
 
 
@@ -139,9 +143,9 @@ def run(
 def _load_models(
   experiment: config.Experiment, workdir: workdir_lib.Workdir
 ) -> dict[str, trained_lib.Trained]:
-  """Returns the final model, and the pre-trained one if that was aligned."""
-  final = align.load_final(experiment, workdir)
-  if align.STAGE not in experiment.stages:
+  """Returns the final model, and the pre-trained one if training went on."""
+  final = reinforce.load_final(experiment, workdir)
+  if not {align.STAGE, reinforce.STAGE} & set(experiment.stages):
     return {OURS: final}
   pretrained = trained_lib.load(
     experiment, workdir, which=experiment.evaluate.checkpoint
@@ -154,17 +158,27 @@ def _title(
 ) -> tuple[str, str]:
   """Returns a model's title and description."""
   title = _TITLES[model.experiment.architecture]
-  if 'align' not in experiment.stages:
+  names, texts = [], []
+  if align.STAGE in experiment.stages:
+    preference = experiment.preference
+    is_ipa = preference.pairs == 'beam_rm'
+    names.append('IPA' if is_ipa else preference.loss.upper())
+    texts.append(
+      f'{preference.rounds} round(s) of {experiment.align.num_steps} steps,'
+      f' {preference.loss} on {preference.pairs} pairs'
+    )
+  if reinforce.STAGE in experiment.stages:
+    settings = experiment.reinforcement
+    names.append(settings.loss.upper() if settings.weight else 'RSFT')
+    texts.append(
+      f'{experiment.reinforce.num_steps} steps, groups of'
+      f' {settings.group_size} by {settings.rollouts}'
+    )
+  if not names:
     return title, f'checkpoint of step {model.step}'
   if not aligned:
     return f'{title}, pre-trained', f'step {model.step}, before alignment'
-  preference = experiment.preference
-  name = 'IPA' if preference.pairs == 'beam_rm' else preference.loss.upper()
-  return (
-    f'{title} + {name}',
-    f'{preference.rounds} round(s) of {experiment.align.num_steps} steps,'
-    f' {preference.loss} on {preference.pairs} pairs',
-  )
+  return ' + '.join((title, *names)), '; '.join(texts)
 
 
 def _session_rewards(
@@ -181,6 +195,26 @@ def _session_rewards(
       workdir,
       split=experiment.evaluate.split,
       max_users=experiment.evaluate.sessions.max_users,
+    ),
+    models,
+    base=BEFORE if BEFORE in models else OURS,
+  )
+
+
+def _item_rewards(
+  experiment: config.Experiment,
+  workdir: workdir_lib.Workdir,
+  models: dict[str, trained_lib.Trained],
+) -> dict[str, Any] | None:
+  """Returns the P-Scores of generated items, None without the stage."""
+  if 'p_score' not in experiment.stages:
+    return None
+  return item_evaluation.compare(
+    item_evaluation.make_judge(
+      experiment,
+      workdir,
+      split=experiment.evaluate.split,
+      max_users=experiment.evaluate.p_score.max_users,
     ),
     models,
     base=BEFORE if BEFORE in models else OURS,

@@ -179,19 +179,56 @@ def print_session_rewards(
   result: dict[str, Any], console: rich.console.Console | None = None
 ) -> None:
   """Prints the rewards of generated sessions, before and after alignment."""
+  found = result['session_rewards']
+  _print_rewards(
+    result,
+    found,
+    f'Rewards of {found["sessions_per_user"]} generated sessions of'
+    f' {found["items_per_session"]} items',
+    console,
+  )
+
+
+def print_item_rewards(
+  result: dict[str, Any], console: rich.console.Console | None = None
+) -> None:
+  """Prints the P-Scores of generated items, before and after training on."""
+  found = result['item_rewards']
+  _print_rewards(
+    result,
+    found,
+    f'P-Scores of {found["items_per_user"]} generated items per user',
+    console,
+  )
+
+
+def reward_name(column: str) -> str:
+  """Returns 'true swt max' for 'true_swt_max', 'P-Score' for 'p_score'."""
+  return column.replace('p_score', 'P-Score').replace('_', ' ')
+
+
+def _print_rewards(
+  result: dict[str, Any],
+  found: dict[str, Any],
+  title: str,
+  console: rich.console.Console | None,
+) -> None:
+  """Prints one row per reward: every model's mean, and what training changed.
+
+  Args:
+    result: of `evaluate`; names the models.
+    found: one comparison of it.
+    title: what was judged.
+    console: None: standard output.
+  """
   if console is None:
     console = rich.console.Console()
     if not console.is_terminal:
       console = rich.console.Console(width=100)
-  found = result['session_rewards']
   grid = rich.table.Table(
     box=rich.box.SIMPLE,
     padding=(0, 1, 0, 0),
-    title=(
-      f'Rewards of {found["sessions_per_user"]} generated sessions of'
-      f' {found["items_per_session"]} items, mean over users (± over'
-      f' {found["resamples"]} resamples)'
-    ),
+    title=f'{title}, mean over users (± over {found["resamples"]} resamples)',
     title_justify='left',
   )
   grid.add_column('reward', no_wrap=True)
@@ -210,5 +247,5 @@ def print_session_rewards(
       cells.append(
         f'{moved["mean"]:+.4f} ({moved["low"]:+.4f} to {moved["high"]:+.4f})'
       )
-    grid.add_row(column.replace('_', ' '), *cells)
+    grid.add_row(reward_name(column), *cells)
   console.print(grid)

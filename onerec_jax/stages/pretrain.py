@@ -36,6 +36,7 @@ from onerec_jax.objectives import sequential as sequential_objective
 from onerec_jax.semantic_ids import prefix_trie
 from onerec_jax.semantic_ids import table
 from onerec_jax.stages import sequential
+from onerec_jax.stages import user_pathways
 from onerec_jax.train import contract
 from onerec_jax.train import loop
 from onerec_jax.train import optimizer as optimizer_lib
@@ -50,24 +51,39 @@ def make_model(
   experiment: config_lib.Experiment,
   ids: table.SemanticIds,
   mesh: jax.sharding.Mesh | None,
+  pathways: user_pathways.UserPathways | None = None,
 ) -> onerec.OneRec:
-  """Returns the model that an experiment trains on these semantic IDs."""
+  """Returns the model that an experiment trains on these semantic IDs.
+
+  Args:
+    experiment: settings of the model.
+    ids: semantic IDs of the items.
+    mesh: where it runs.
+    pathways: from `user_pathways.read`, None with encoder='history'.
+  """
   return onerec.OneRec(
     config=experiment.model,
     vocabulary=ids.vocabulary(experiment.model.user_buckets),
     items_per_session=experiment.data.sessions.items_per_session,
     dropout_bits=experiment.pretrain.dropout_bits,
     mesh=mesh,
+    sizes=None if pathways is None else pathways.features.sizes,
   )
 
 
 def make_catalogue(
-  ids: table.SemanticIds, mesh: jax.sharding.Mesh
+  ids: table.SemanticIds,
+  mesh: jax.sharding.Mesh,
+  pathways: user_pathways.UserPathways | None = None,
 ) -> batch_lib.Catalogue:
   """Returns what the models know of every item, whole on every device."""
-  return batch_lib.Catalogue(
-    codes=sharding.place(ids.codes, sharding.replicated(mesh))
-  )
+  whole = sharding.replicated(mesh)
+  features = None
+  if pathways is not None:
+    features = jax.tree.map(
+      lambda x: sharding.place(x, whole), pathways.features.items
+    )
+  return batch_lib.Catalogue(sharding.place(ids.codes, whole), features)
 
 
 def read_semantic_ids(workdir: workdir_lib.Workdir) -> table.SemanticIds:
@@ -105,7 +121,7 @@ def run(
     mesh, experiment.evaluate.batch_size, 'evaluate.batch_size'
   )
   learner = _make_learner(experiment, workdir, mesh)
-  store = open_examples(workdir, 'train')
+  store = open_examples(experiment, workdir, 'train')
   plan = pipeline.train_plan(
     store.index, data=data, train=train, seed=experiment.seed
   )
@@ -202,11 +218,18 @@ def run(
 
 
 def open_examples(
-  workdir: workdir_lib.Workdir, split: str
+  experiment: config_lib.Experiment, workdir: workdir_lib.Workdir, split: str
 ) -> examples.ExampleStore:
-  """Returns the prepared examples of 'train', 'valid' or 'test'."""
+  """Returns the prepared examples of 'train', 'valid' or 'test'.
+
+  Their batches have a context if the experiment's encoder reads one.
+  """
   path = workdir.data / 'examples' / f'{split}.arrayrecord'
-  return examples.ExampleStore(workdir.require(path, 'prepare'))
+  pathways = user_pathways.read(experiment, workdir)
+  return examples.ExampleStore(
+    workdir.require(path, 'prepare'),
+    contexts=None if pathways is None else pathways.contexts,
+  )
 
 
 # --- Architectures ----------------------------------------------------------
@@ -244,9 +267,10 @@ def _make_onerec(
   mesh: jax.sharding.Mesh,
 ) -> _Learner:
   ids = read_semantic_ids(workdir)
-  model = make_model(experiment, ids, mesh)
+  pathways = user_pathways.read(experiment, workdir)
+  model = make_model(experiment, ids, mesh, pathways)
   whole = sharding.replicated(mesh)
-  catalogue = make_catalogue(ids, mesh)
+  catalogue = make_catalogue(ids, mesh, pathways)
   trie = prefix_trie.PrefixTrie.build(
     ids.codes, ids.codes_per_level, rank_in_bucket=ids.rank_in_bucket
   )
@@ -333,7 +357,7 @@ def _valid_batches(
   train = experiment.pretrain
   if not train.evaluate_every_steps:
     return ()
-  store = open_examples(workdir, 'valid')
+  store = open_examples(experiment, workdir, 'valid')
   width = recommend.exclusion_width(
     int(store.index.history_counts.max(initial=0))
   )

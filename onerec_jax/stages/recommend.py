@@ -5,6 +5,7 @@ the file it is asked for.
 """
 
 import csv
+import dataclasses
 import difflib
 import io
 import json
@@ -25,8 +26,10 @@ from onerec_jax import batch as batch_lib
 from onerec_jax import config
 from onerec_jax import workdir as workdir_lib
 from onerec_jax.data import catalog
-from onerec_jax.stages import align
+from onerec_jax.data import user_context
+from onerec_jax.stages import reinforce
 from onerec_jax.stages import trained as trained_lib
+from onerec_jax.stages import user_pathways
 
 _FORMATS = ('.parquet', '.csv', '.jsonl')
 NEW_USER = 'new'  # user_id of the answer to a given history
@@ -152,7 +155,7 @@ def _answer(
   top_k: int,
 ) -> list[dict[str, Any]]:
   settings = experiment.evaluate
-  trained = align.load_final(experiment, workdir)
+  trained = reinforce.load_final(experiment, workdir)
   recommender = trained_lib.Recommender(
     trained,
     settings.decoding,
@@ -160,6 +163,12 @@ def _answer(
     batch_size=min(settings.batch_size, len(requests)),
     max_excluded=max(len(r.history) for r in requests),
   )
+  pathways = user_pathways.read(trained.experiment, workdir)
+  if pathways is not None and any(r.user_id == NEW_USER for r in requests):
+    raise ValueError(
+      "A model with encoder='pathways' reads the events of known users, with"
+      ' their times and feedback, and cannot answer --history: give --users.'
+    )
   titles = catalog.item_titles(workdir.data)
   ids = catalog.item_ids(workdir.data)
   rows: list[dict[str, Any]] = []
@@ -171,6 +180,8 @@ def _answer(
       settings.decoding,
       recommender.batch_size,
     )
+    if pathways is not None:
+      batch = _with_context(batch, pathways.contexts)
     seen = [r.history for r in part]
     seen += [np.zeros(0, np.int32)] * (recommender.batch_size - len(part))
     answers = recommender(batch, seen)
@@ -215,6 +226,15 @@ def _batch(
     target_mask=np.zeros(session, bool),
     example_mask=np.arange(batch_size) < len(requests),
   )
+
+
+def _with_context(
+  batch: batch_lib.SessionBatch, contexts: user_context.ContextMaker
+) -> batch_lib.SessionBatch:
+  """Returns the batch with all that is known of its users by now."""
+  users = np.where(batch.example_mask, batch.user, -1)
+  ends = np.diff(contexts.events.offsets)[np.maximum(users, 0)]
+  return dataclasses.replace(batch, context=contexts(users, ends))
 
 
 # --- Output -----------------------------------------------------------------

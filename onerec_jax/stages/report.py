@@ -17,7 +17,11 @@ from onerec_jax import workdir as workdir_lib
 from onerec_jax.stages import predictions
 from onerec_jax.stages import report_alignment
 from onerec_jax.stages import report_evaluation
+from onerec_jax.stages import report_item_rewards
+from onerec_jax.stages import report_items
+from onerec_jax.stages import report_p_score
 from onerec_jax.stages import report_page
+from onerec_jax.stages import report_reinforce
 from onerec_jax.stages import report_reward
 from onerec_jax.stages import report_session_rewards
 from onerec_jax.stages import report_training
@@ -44,25 +48,43 @@ def run(
     if result is not None or stage in (*config.BASE_STAGES, *experiment.stages)
   }
   evaluated, trained = results['evaluate'], results['pretrain']
-  rewards = log.read_metrics(workdir.folder('reward') / log.METRICS)
-  records = log.read_metrics(workdir.folder('pretrain') / log.METRICS)
+  records = {
+    stage: log.read_metrics(workdir.folder(stage) / log.METRICS)
+    for stage in ('pretrain', 'reward', 'p_score', 'reinforce')
+  }
+  cause = _cause(experiment)
   page = {
     'title': experiment.name,
     'subtitle': _subtitle(experiment, results['prepare']),
     'meta': _meta(experiment, results),
-    'cards': _cards(evaluated, trained),
+    'cards': _cards(evaluated, trained, cause=cause),
     'results': evaluated and report_evaluation.results(evaluated, pictures),
     'slices': evaluated and report_evaluation.slices(evaluated, pictures),
     'users': evaluated and report_evaluation.users(evaluated),
-    'training': report_training.training(records, trained, pictures),
+    'training': report_training.training(
+      records['pretrain'], trained, pictures
+    ),
     'ids': report_training.semantic_ids(workdir, results['tokenize'], pictures),
+    'categories': report_items.categories(results['tokenize']),
     # Absent, not "not run", where an experiment has no such stage.
-    'reward': report_reward.section(results.get('reward'), rewards, pictures),
+    'reward': report_reward.section(
+      results.get('reward'), records['reward'], pictures
+    ),
     'alignment': report_alignment.section(
       workdir, results.get('align'), pictures
     ),
     'rewards': report_session_rewards.section(evaluated, pictures),
     'dynamics': report_session_rewards.dynamics(evaluated, pictures),
+    'vectors': report_items.section(
+      results['embed'], report_items.training_records(workdir), pictures
+    ),
+    'p_score': report_p_score.section(
+      results.get('p_score'), records['p_score'], pictures
+    ),
+    'items': report_item_rewards.section(evaluated, pictures, cause=cause),
+    'reinforce': report_reinforce.section(
+      experiment, results.get('reinforce'), records['reinforce'], pictures
+    ),
     'data': results['prepare'] and report_training.data(results['prepare']),
     'run': {
       'stages': _stages(results),
@@ -79,6 +101,16 @@ def run(
     'bytes': len(html.encode()),
     'pictures': sorted(pictures.found),
   }
+
+
+def _cause(experiment: config.Experiment) -> str:
+  """Returns what came between the pre-trained and the final model."""
+  parts = []
+  if 'align' in experiment.stages:
+    parts.append('alignment')
+  if 'reinforce' in experiment.stages:
+    parts.append('reinforcement')
+  return ' and '.join(parts or ['further training']).capitalize()
 
 
 # --- Head -------------------------------------------------------------------
@@ -115,7 +147,10 @@ def _meta(
 
 
 def _cards(
-  evaluated: Mapping[str, Any] | None, trained: Mapping[str, Any] | None
+  evaluated: Mapping[str, Any] | None,
+  trained: Mapping[str, Any] | None,
+  *,
+  cause: str,
 ) -> list[dict[str, str]]:
   cards = []
   if evaluated:
@@ -145,6 +180,7 @@ def _cards(
         words.signed_bounds(difference),
       ),
       *(_card(**c) for c in report_session_rewards.cards(evaluated)),
+      *(_card(**c) for c in report_item_rewards.cards(evaluated, cause=cause)),
     ]
   if trained:
     active = words.compact(trained.get('num_active_parameters'))

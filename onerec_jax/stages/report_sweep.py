@@ -202,11 +202,16 @@ def _title(result: Mapping[str, Any]) -> str:
 def _subtitle(result: Mapping[str, Any]) -> str:
   users = max(row['users'] for row in result['rows'])
   seeds = len(result['seeds'])
+  if result.get('judge') == 'items':
+    each = f'{result["items_per_user"]} items each, scored by one P-Score model'
+  else:
+    each = (
+      f'{result["sessions_per_user"]} sessions of'
+      f' {result["items_per_session"]} items each, scored by one reward model'
+    )
   return (
     f'{len(result["rows"])} variants, {seeds} seed{"s" if seeds > 1 else ""};'
-    f' {users:,} answers{" (users times seeds)" if seeds > 1 else ""} of'
-    f' {result["sessions_per_user"]} sessions of'
-    f' {result["items_per_session"]} items each, scored by one reward model'
+    f' {users:,} answers{" (users times seeds)" if seeds > 1 else ""} of {each}'
   )
 
 
@@ -216,10 +221,10 @@ def _groups(result: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
   columns = result['columns']
   totals = [c for c in columns if sweep_rows.target_of(c) in sweep_rows.TOTALS]
   groups = [
-    ('Weighted sum of the targets', totals),
+    ('All targets together', totals),
     (
-      'Targets, predicted by the reward model; in grey the published figures,'
-      ' measured on other data by another reward model',
+      'Targets, as predicted; in grey the published figures, measured on other'
+      ' data by another model',
       [c for c in columns if c not in totals and not is_true(c)],
     ),
     (
@@ -233,14 +238,14 @@ def _groups(result: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
 def _cards(result: Mapping[str, Any]) -> list[dict[str, str]]:
   """Returns the best variant of every total, and how many were compared."""
   cards = []
-  for column in (
-    'true_reward_mean',
-    'true_reward_max',
-    'reward_mean',
-    'reward_max',
+  totals = [
+    c
+    for c in result['columns']
+    if sweep_rows.target_of(c) in sweep_rows.TOTALS
+  ]
+  for column in sorted(
+    totals, key=lambda c: not report_session_rewards.is_true(c)
   ):
-    if column not in result['columns']:
-      continue
     rows = [
       r for r in result['rows'] if words.is_known(r['figures'][column]['mean'])
     ]

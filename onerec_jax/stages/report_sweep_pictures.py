@@ -103,10 +103,11 @@ def truth_picture(
   result: Mapping[str, Any], pictures: words.Pictures
 ) -> list[str]:
   """Adds true over predicted reward of aligned rows, where truth is known."""
-  if 'true_reward_mean' not in result['columns']:
+  total = 'p_score' if result.get('judge') == 'items' else 'reward'
+  if f'true_{total}_mean' not in result['columns']:
     return []
-  predicted = _changes(result, 'reward_mean')
-  true = _changes(result, 'true_reward_mean')
+  predicted = _changes(result, f'{total}_mean')
+  true = _changes(result, f'true_{total}_mean')
   if predicted is None or true is None:
     return []
   aligned = {r['name'] for r in result['rows'] if _is_aligned(r)}

@@ -19,8 +19,11 @@ from onerec_jax import workdir as workdir_lib
 from onerec_jax.stages import align
 from onerec_jax.stages import embed
 from onerec_jax.stages import evaluate
+from onerec_jax.stages import lifelong
+from onerec_jax.stages import p_score
 from onerec_jax.stages import prepare
 from onerec_jax.stages import pretrain
+from onerec_jax.stages import reinforce
 from onerec_jax.stages import report
 from onerec_jax.stages import reward
 from onerec_jax.stages import tokenize
@@ -46,6 +49,11 @@ SPECS: dict[config_lib.Stage, StageSpec] = {
   'tokenize': StageSpec(
     tokenize.run, lambda e: (e.seed, e.tokenizer), ('embed',)
   ),
+  'lifelong': StageSpec(
+    lifelong.run,
+    lambda e: (e.seed, e.lifelong, e.model.pathways),
+    ('embed',),
+  ),
   'pretrain': StageSpec(
     pretrain.run,
     lambda e: (
@@ -54,7 +62,7 @@ SPECS: dict[config_lib.Stage, StageSpec] = {
       e.model if e.architecture == 'onerec' else e.sequential,
       e.pretrain,
     ),
-    ('tokenize',),
+    ('tokenize', 'lifelong'),
     protected=True,
   ),
   'reward': StageSpec(
@@ -69,15 +77,29 @@ SPECS: dict[config_lib.Stage, StageSpec] = {
     ('pretrain', 'reward'),
     protected=True,
   ),
+  'p_score': StageSpec(
+    p_score.run,
+    lambda e: (e.seed, e.p_score_model, e.p_score, e.model.pathways),
+    ('tokenize',),
+    protected=True,
+  ),
+  'reinforce': StageSpec(
+    reinforce.run,
+    lambda e: (e.seed, e.reinforcement, e.reinforce),
+    ('pretrain', 'align', 'p_score'),
+    protected=True,
+  ),
   'evaluate': StageSpec(
     evaluate.run,
     lambda e: (e.seed, e.evaluate),
-    ('pretrain', 'reward', 'align'),
+    ('pretrain', 'reward', 'align', 'p_score', 'reinforce'),
   ),
   'report': StageSpec(report.run, lambda e: (), ('evaluate',)),
 }
 # Stages that an experiment may leave out.
-_OPTIONAL: tuple[config_lib.Stage, ...] = ('reward', 'align')
+_OPTIONAL: tuple[config_lib.Stage, ...] = (
+  'lifelong', 'reward', 'align', 'p_score', 'reinforce',
+)  # fmt: skip
 
 
 def inputs(

@@ -56,6 +56,11 @@ class Judge(NamedTuple):
   truth: Truth | None
 
   @property
+  def stage(self) -> config.Stage:
+    """Stage that trained the judge."""
+    return 'reward'
+
+  @property
   def names(self) -> tuple[str, ...]:
     """Reward targets."""
     return self.scorer.judge.names
@@ -101,7 +106,7 @@ def make_judge(
   model = reward_lib.load(
     experiment, workdir, pretrain.read_semantic_ids(workdir), mesh
   )
-  store = pretrain.open_examples(workdir, split)
+  store = pretrain.open_examples(experiment, workdir, split)
   return Judge(
     experiment=experiment,
     workdir=workdir,

@@ -1,4 +1,7 @@
-"""`sweep`: all rows of a table on the same data, judged by one reward model.
+"""`sweep`: all rows of a table on the same data, judged by one model.
+
+The judge is the session reward model or, with sweep.judge='items', the P-Score
+model.
 
 Stages with equal settings are run once: their folders are named after the
 digest of all they depend on.  A killed sweep goes on where it was.
@@ -17,8 +20,9 @@ from onerec_jax import config_tree
 from onerec_jax import session_rewards
 from onerec_jax import workdir as workdir_lib
 from onerec_jax.data import catalog
-from onerec_jax.stages import align
+from onerec_jax.stages import item_evaluation
 from onerec_jax.stages import published
+from onerec_jax.stages import reinforce
 from onerec_jax.stages import report_sweep
 from onerec_jax.stages import runner
 from onerec_jax.stages import session_comparison
@@ -26,11 +30,15 @@ from onerec_jax.train import log
 
 # Stages of a row; what follows is the table's own.
 _ROW_STAGES: tuple[config_lib.Stage, ...] = (
-  'prepare', 'embed', 'tokenize', 'pretrain', 'align',
+  'prepare', 'embed', 'tokenize', 'lifelong', 'pretrain', 'align', 'reinforce',
 )  # fmt: skip
-_JUDGE_STAGES: tuple[config_lib.Stage, ...] = (
-  'prepare', 'embed', 'tokenize', 'reward',
-)  # fmt: skip
+_JUDGE_INPUTS: tuple[config_lib.Stage, ...] = ('prepare', 'embed', 'tokenize')
+# Stage that trains the judge -> the stage of a row that needs it as well.
+_JUDGES: dict[config_lib.Stage, config_lib.Stage] = {
+  'reward': 'align',
+  'p_score': 'reinforce',
+}
+_Judge = session_comparison.Judge | item_evaluation.Judge
 
 
 class Row(NamedTuple):
@@ -90,7 +98,7 @@ def run(
   ]
   workdir.write_config(config_lib.to_dict(experiment))
   progress = _Progress(len(rows))
-  judges: dict[int, session_comparison.Judge] = {}
+  judges: dict[int, _Judge] = {}
   for row in rows:
     if row.seed not in judges:
       judges[row.seed] = _judge(experiment, workdir, row.seed)
@@ -152,13 +160,25 @@ def slug(name: str) -> str:
 # --- Judge and rows ---------------------------------------------------------
 
 
+def _judge_stage(experiment: config_lib.Experiment) -> config_lib.Stage:
+  return 'reward' if experiment.sweep.judge == 'sessions' else 'p_score'
+
+
 def _judge(
   experiment: config_lib.Experiment, workdir: workdir_lib.Workdir, seed: int
-) -> session_comparison.Judge:
-  """Trains the one reward model of a seed."""
+) -> _Judge:
+  """Trains the one judge of a seed."""
   base = row_experiment(experiment, config_lib.SweepRow('judge'), seed=seed)
   shared = shared_workdir(base, workdir, f'judge/seed_{seed}')
-  runner.run_stages(base, shared, _JUDGE_STAGES, resume=True)
+  stage = _judge_stage(experiment)
+  runner.run_stages(base, shared, (*_JUDGE_INPUTS, stage), resume=True)
+  if stage == 'p_score':
+    return item_evaluation.make_judge(
+      base,
+      shared,
+      split=base.evaluate.split,
+      max_users=base.evaluate.p_score.max_users,
+    )
   return session_comparison.make_judge(
     base,
     shared,
@@ -167,9 +187,7 @@ def _judge(
   )
 
 
-def _finish_row(
-  row: Row, workdir: workdir_lib.Workdir, judge: session_comparison.Judge
-) -> None:
+def _finish_row(row: Row, workdir: workdir_lib.Workdir, judge: _Judge) -> None:
   """Trains a row and measures its sessions, unless that is done."""
   e = row.experiment
   shared = shared_workdir(e, workdir, slug(row.name) + f'/seed_{row.seed}')
@@ -177,17 +195,22 @@ def _finish_row(
   done = workdir_lib.read_json(shared.root / workdir_lib.RESULT)
   if done is not None and done['digest'] == digest:
     return
-  wanted = _ROW_STAGES
-  if 'align' in e.stages:
-    wanted += ('reward',)
+  wanted = _ROW_STAGES + tuple(
+    judge for judge, user in _JUDGES.items() if user in e.stages
+  )
   stages: list[config_lib.Stage] = [s for s in e.stages if s in wanted]
   start = time.perf_counter()
   runner.run_stages(e, shared, stages, resume=True)
-  trained = align.load_final(e, shared)
+  trained = reinforce.load_final(e, shared)
   check_catalogue(row.name, shared, judge.workdir)
-  found = session_comparison.measure(judge, trained)
+  if isinstance(judge, item_evaluation.Judge):
+    found = item_evaluation.measure(judge, trained)
+    items = found.items.items
+  else:
+    found = session_comparison.measure(judge, trained)
+    items = found.sessions.items
   with (shared.root / 'users.npz').open('wb') as file:
-    np.savez(file, values=found.values, items=found.sessions.items)
+    np.savez(file, values=found.values, items=items)
   training = shared.result('align') if 'align' in stages else None
   workdir_lib.write_json(
     shared.root / workdir_lib.RESULT,
@@ -201,14 +224,14 @@ def _finish_row(
   )
 
 
-def _row_digest(row: Row, judge: session_comparison.Judge) -> str:
+def _row_digest(row: Row, judge: _Judge) -> str:
   stages: list[config_lib.Stage] = [
     s for s in _ROW_STAGES if s in row.experiment.stages
   ]
   return config_lib.digest(
     (
       *(runner.stage_digest(row.experiment, s) for s in stages),
-      runner.stage_digest(judge.experiment, 'reward'),
+      runner.stage_digest(judge.experiment, judge.stage),
       config_lib.to_dict(judge.experiment.evaluate),
       config_lib.to_dict(row.experiment.preference.rollout),
     )
@@ -235,12 +258,19 @@ def _summary(
   experiment: config_lib.Experiment,
   workdir: workdir_lib.Workdir,
   rows: list[Row],
-  judges: dict[int, session_comparison.Judge],
+  judges: dict[int, _Judge],
 ) -> dict[str, Any]:
   """Returns the table: users of all seeds pooled, and every seed alone."""
   sweep = experiment.sweep
   columns = next(iter(judges.values())).columns
   settings = experiment.evaluate.sessions
+  per_user = {
+    'sessions_per_user': settings.num_sessions,
+    'items_per_session': experiment.reward_model.items_per_session,
+  }
+  if sweep.judge == 'items':
+    settings = experiment.evaluate.p_score
+    per_user = {'items_per_user': settings.num_items}
   values: dict[str, list[np.ndarray]] = {row.name: [] for row in sweep.rows}
   results: dict[str, list[dict[str, Any]]] = {r.name: [] for r in sweep.rows}
   for row in rows:
@@ -285,14 +315,14 @@ def _summary(
         'rounds': [r['rounds'] for r in results[row.name]],
       }
     )
-  reward = [judge.workdir.result('reward') or {} for judge in judges.values()]
+  reward = [j.workdir.result(j.stage) or {} for j in judges.values()]
   return {
     'title': sweep.title,
     'base': sweep.base,
     'seeds': list(sweep.seeds),
     'columns': list(columns),
-    'sessions_per_user': settings.num_sessions,
-    'items_per_session': experiment.reward_model.items_per_session,
+    'judge': sweep.judge,
+    **per_user,
     'reward_model': reward,
     'rows': table,
   }

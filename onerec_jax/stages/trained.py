@@ -31,6 +31,7 @@ from onerec_jax.semantic_ids import prefix_trie
 from onerec_jax.semantic_ids import table
 from onerec_jax.stages import pretrain
 from onerec_jax.stages import sequential
+from onerec_jax.stages import user_pathways
 from onerec_jax.train import checkpoints
 from onerec_jax.train import contract
 
@@ -108,9 +109,11 @@ def load(
   restored = checkpoints.restore_for_evaluation(folder, which=which, mesh=mesh)
   used = restored.experiment or experiment
   where = f'{folder / checkpoints.FOLDER / str(restored.step)}'
+  pathways = user_pathways.read(used, workdir)
   if used.architecture == 'onerec':
     contract.check_semantic_ids(restored.ids_digest, ids.digest(), where)
-    model, attributes = pretrain.make_model(used, ids, mesh), None
+    model = pretrain.make_model(used, ids, mesh, pathways)
+    attributes = None
     settings = ('embed', 'tokenizer', 'model')
   else:
     catalogue = sequential.read_catalogue(used, workdir)
@@ -134,7 +137,7 @@ def load(
     params=restored.params,
     router_bias=restored.model_state,
     ids=ids,
-    catalogue=pretrain.make_catalogue(ids, mesh),
+    catalogue=pretrain.make_catalogue(ids, mesh, pathways),
     trie=jax.device_put(
       prefix_trie.PrefixTrie.build(
         ids.codes, ids.codes_per_level, rank_in_bucket=ids.rank_in_bucket

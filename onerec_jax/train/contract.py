@@ -29,14 +29,26 @@ _FREE = (
 
 
 # Top-level settings that a training stage does not read.
-_ALIGNMENT = ('reward_model', 'reward', 'preference', 'align', 'sweep')
-_GENERATOR = ('architecture', 'model', 'sequential', 'pretrain')
+_REWARDS = ('reward_model', 'reward', 'preference', 'align')
+_REINFORCEMENT = ('reinforcement', 'reinforce', 'sweep')
+_GENERATOR = ('architecture', 'sequential', 'pretrain')
+_AFTER_ITEMS = (
+  *_GENERATOR, 'model', 'lifelong', *_REWARDS, 'p_score_model', 'p_score',
+  *_REINFORCEMENT,
+)  # fmt: skip
 _UNREAD = {
-  'tokenize': _GENERATOR + _ALIGNMENT,
-  'pretrain': _ALIGNMENT,
-  'reward': (*_GENERATOR, 'preference', 'align', 'sweep'),
-  'align': ('sweep',),
-}
+  'embed': ('tokenizer', *_AFTER_ITEMS),
+  'tokenize': _AFTER_ITEMS,
+  'pretrain': (*_REWARDS, 'p_score_model', 'p_score', *_REINFORCEMENT),
+  'reward': (
+    *_GENERATOR, 'model', 'lifelong', 'preference', 'align', 'p_score_model',
+    'p_score', *_REINFORCEMENT,
+  ),
+  'align': ('p_score_model', 'p_score', *_REINFORCEMENT),
+  # Reads the features of model.pathways.
+  'p_score': (*_GENERATOR, 'lifelong', *_REWARDS, *_REINFORCEMENT),
+  'reinforce': ('sweep',),
+}  # fmt: skip
 
 
 class Mismatch(ValueError):

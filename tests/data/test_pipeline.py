@@ -1,13 +1,18 @@
 import dataclasses
 import itertools
 
+import jax
 import numpy as np
 import pytest
 
+from onerec_jax import batch as batch_lib
 from onerec_jax import config
 from onerec_jax.data import batch_plan
+from onerec_jax.data import event_table
 from onerec_jax.data import examples
+from onerec_jax.data import features
 from onerec_jax.data import pipeline
+from onerec_jax.data import user_context
 
 M = 3
 HISTORY = 6
@@ -83,10 +88,11 @@ def settings(windows='random_offset', *, prefetch=2, batch_size=8):
 
 
 def assert_same_batch(a, b):
-  for field in dataclasses.fields(a):
-    x, y = getattr(a, field.name), getattr(b, field.name)
+  def check(path, x, y):
     assert x.dtype == y.dtype
-    np.testing.assert_array_equal(x, y, err_msg=field.name)
+    np.testing.assert_array_equal(x, y, err_msg=jax.tree_util.keystr(path))
+
+  jax.tree_util.tree_map_with_path(check, a, b)
 
 
 # --- Randomness -------------------------------------------------------------
@@ -278,7 +284,8 @@ def test_rows_equal_a_plain_reading_of_the_records(
 
 
 @pytest.mark.parametrize('processes', [2, 4])
-def test_process_parts_join_to_the_same_global_batches(store, processes):
+def test_process_parts_join_to_the_same_global_batches(contextual, processes):
+  store = contextual
   whole = pipeline.train_batches(store, **settings())
   parts = [
     pipeline.train_batches(
@@ -288,11 +295,8 @@ def test_process_parts_join_to_the_same_global_batches(store, processes):
   ]
   for expected in itertools.islice(whole, 40):  # beyond the first epoch
     pieces = [next(p) for p in parts]
-    joined = {
-      f.name: np.concatenate([getattr(p, f.name) for p in pieces])
-      for f in dataclasses.fields(expected)
-    }
-    assert_same_batch(type(expected)(**joined), expected)
+    joined = jax.tree.map(lambda *x: np.concatenate(x), *pieces)
+    assert_same_batch(joined, expected)
   for iterator in (whole, *parts):
     iterator.close()
 
@@ -383,3 +387,94 @@ def test_evaluation_of_an_empty_split_yields_nothing(tmp_path):
       items_per_session=1,
     )
   )
+
+
+# --- Contexts ---------------------------------------------------------------
+
+
+def make_contexts(records, **changes):
+  """Contexts of the users of `records`, 10 .. 10 + R - 1."""
+  lengths = np.array([0] * 10 + [len(r.items) for r in records])
+  events = event_table.EventTable(
+    offsets=np.concatenate(([0], np.cumsum(lengths))),
+    items=np.concatenate([r.items for r in records]),
+    timestamps=np.concatenate([r.timestamps for r in records]),
+    exact_time=np.ones(lengths.sum(), bool),
+    positive=np.concatenate([r.positive for r in records]),
+    split=np.zeros(lengths.sum(), np.int8),
+    feedback={},
+  )
+  table = features.Features(
+    users=np.arange(len(lengths), dtype=np.int32)[:, None],
+    items=batch_lib.ItemFeatures(()),
+    sizes=batch_lib.FeatureSizes(50, (len(lengths),), ()),
+    edges=(),
+  )
+  pathways = config.PathwaysConfig(
+    users=(config.UserFeature(column='id'),),
+    short_length=2,
+    positive_length=HISTORY,
+  )
+  return user_context.ContextMaker(
+    pathways, table, dataclasses.replace(events, **changes)
+  )
+
+
+@pytest.fixture(name='contextual', scope='module')
+def fixture_contextual(store):
+  contexts = make_contexts(list(make_records(37)))
+  return examples.ExampleStore(store.path, contexts=contexts)
+
+
+def right_aligned(items, mask):
+  """The same items with the padding first."""
+  result = np.zeros_like(items)
+  for row, length in enumerate(mask.sum(1)):
+    result[row, items.shape[1] - length :] = items[row, :length]
+  return result
+
+
+@pytest.mark.parametrize('targets', ['positive', 'all'])
+def test_contexts_end_where_the_target_begins(tmp_path, targets):
+  path = tmp_path / 'train.arrayrecord'
+  records = list(make_records(9, targets=targets))
+  examples.write_examples(path, records, target_events=targets)
+  store = examples.ExampleStore(path, contexts=make_contexts(records))
+  ids = np.array([*range(store.index.num_examples), -1])
+  got = pipeline.session_batch(
+    store, ids, history_length=HISTORY, items_per_session=M
+  )
+  assert got.context is not None and got.context.positive is not None
+  # The positive pathway is the history, cut at the same place.
+  np.testing.assert_array_equal(
+    got.context.positive.items,
+    right_aligned(got.history_items, got.history_mask),
+  )
+  np.testing.assert_array_equal(
+    got.context.positive.mask.sum(1), got.history_mask.sum(1)
+  )
+  np.testing.assert_array_equal(got.context.features[:-1, 0], got.user[:-1])
+  assert not got.context.short.mask[-1].any()
+  for row, example in enumerate(ids[:-1]):
+    record = records[store.index.example_rows()[example]]
+    before = record.items[: store.index.starts[example]][-2:]
+    np.testing.assert_array_equal(
+      got.context.short.items[row, 2 - len(before) :], before
+    )
+
+
+def test_both_iterators_give_the_contexts_of_the_store(store, contextual):
+  made = next(pipeline.train_batches(contextual, **settings()))
+  np.testing.assert_array_equal(made.context.features[:, 0], made.user)
+  plain = next(pipeline.train_batches(store, **settings()))
+  assert plain.context is None
+  assert_same_batch(dataclasses.replace(made, context=None), plain)
+  for made in pipeline.eval_batches(
+    contextual, batch_size=16, history_length=HISTORY, items_per_session=M
+  ):
+    np.testing.assert_array_equal(
+      made.context.features[:, 0], np.where(made.example_mask, made.user, 0)
+    )
+    np.testing.assert_array_equal(
+      made.context.positive.mask.any(1), made.history_mask.any(1)
+    )

@@ -1,5 +1,7 @@
 """The simulated world follows the law that it states."""
 
+import dataclasses
+
 import numpy as np
 import polars as pl
 import pytest
@@ -151,3 +153,76 @@ def test_text_tells_topic_and_part_of_the_ring(data):
 def test_a_catalogue_too_small_for_a_user_is_refused():
   with pytest.raises(ValueError, match='at least 16'):
     synthetic.read(config.SyntheticConfig(num_items=10), seed=0)
+
+
+# --- Profiles ---------------------------------------------------------------
+
+
+@pytest.fixture(name='profiled', scope='module')
+def fixture_profiled():
+  size = dataclasses.replace(SIZE, profiles=True)
+  return schema.validate(synthetic.read(size, seed=3))
+
+
+def test_profiles_change_no_event_and_no_other_column(data, profiled):
+  assert profiled.interactions.equals(data.interactions)
+  assert profiled.users.drop('age', 'gender').equals(data.users)
+  assert profiled.items.drop('categories').equals(data.items.drop('categories'))
+  for with_profile, plain in zip(
+    profiled.items['categories'], data.items['categories'], strict=True
+  ):
+    assert with_profile.to_list()[: len(plain)] == plain.to_list()
+    author, topic, kind = with_profile.to_list()[len(plain) :]
+    assert author.startswith('author:') and topic.startswith('tag:')
+    assert kind in ('tag:hit', 'tag:niche')
+  # They are drawn apart: a longer log leaves them as they are.
+  size = dataclasses.replace(SIZE, profiles=True, events_per_user=23)
+  again = synthetic.read(size, seed=3)
+  assert not again.interactions.equals(profiled.interactions)
+  assert again.users.equals(profiled.users)
+  assert again.items.equals(profiled.items)
+
+
+def assert_share(hits, probability):
+  """Checks a share of successes within 4 standard deviations."""
+  spread = (probability * (1 - probability) / len(hits)) ** 0.5
+  assert abs(np.mean(hits) - probability) < 4 * spread
+
+
+def test_profiles_tell_the_taste_as_often_as_stated():
+  size = config.SyntheticConfig(
+    num_users=4000, num_items=16, num_clusters=8, events_per_user=8,
+    profiles=True,
+  )  # fmt: skip
+  users = synthetic.read(size, seed=5).users
+  favourite = synthetic.make_world(size, seed=5).taste.argmax(axis=1)
+  ages = np.array(['18-24', '25-34', '35-49', '50+'])
+  genders = np.array(['female', 'male'])
+  # 0.7 and a fair share of the other 0.3.
+  age = users['age'].to_numpy() == ages[favourite % 4]
+  gender = users['gender'].to_numpy() == genders[favourite // 4]
+  assert_share(age, 0.7 + 0.3 / 4)
+  assert_share(gender, 0.7 + 0.3 / 2)
+  assert_share(age & gender, (0.7 + 0.3 / 4) * (0.7 + 0.3 / 2))
+
+
+def test_items_tell_cluster_and_quality_as_often_as_stated():
+  size = config.SyntheticConfig(
+    num_users=2, num_items=4000, num_clusters=5, events_per_user=8,
+    profiles=True,
+  )  # fmt: skip
+  items = synthetic.read(size, seed=5).items
+  world = synthetic.make_world(size, seed=5)
+  added = [c.to_list()[2:] for c in items['categories']]
+  topics = [c.to_list()[0] for c in items['categories']]
+  expected = []
+  for item in range(4000):
+    mine = world.quality[world.cluster == world.cluster[item]]
+    better = (mine > world.quality[item]).sum()
+    author = 4 * world.cluster[item] + 4 * better // len(mine)
+    kind = 'hit' if better < len(mine) / 2 else 'niche'
+    expected.append((f'author:{author}', f'tag:{topics[item]}', f'tag:{kind}'))
+  hits = np.array(added) == np.array(expected)
+  for column, values in enumerate((4 * 5, 5, 2)):
+    assert_share(hits[:, column], 0.7 + 0.3 / values)
+  assert len({author for author, _, _ in added}) == 20

@@ -87,6 +87,64 @@ def test_category_agreement_compares_only_inside_buckets():
   assert alone is nothing is same is None
 
 
+def _information(codes, main):
+  return quality.category_information(
+    np.array(codes), [['all', name, 'detail'] for name in main]
+  )
+
+
+def test_codes_that_are_categories_have_information_one():
+  found = _information([2, 2, 0, 0, 7, 7], 'aabbcc')
+  assert found['nmi'] == pytest.approx(1, rel=1e-12)
+  assert found['purity'] == pytest.approx(1, rel=1e-12)
+  assert (found['items'], found['categories']) == (6, 3)
+  assert found['largest'] == pytest.approx(2 / 6)
+
+
+def test_codes_that_are_independent_of_categories_have_none():
+  found = _information([0, 1, 0, 1], 'aabb')
+  assert found['nmi'] == pytest.approx(0, abs=1e-12)
+  assert found['purity'] == pytest.approx(0.5)
+
+
+def test_information_of_a_hand_counted_table():
+  # Code 0: a a b, code 1: b.  p(0) = 3/4, p(a) = p(b) = 1/2.
+  found = _information([0, 0, 0, 1], 'aabb')
+  of_code = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
+  of_category = math.log(2)
+  both = -(0.5 * math.log(0.5) + 2 * 0.25 * math.log(0.25))
+  expected = 2 * (of_code + of_category - both) / (of_code + of_category)
+  assert found['nmi'] == pytest.approx(expected, rel=1e-12)
+  assert found['purity'] == pytest.approx(3 / 4)
+
+
+def test_information_does_not_depend_on_the_names_or_the_order():
+  rng = np.random.default_rng(0)
+  codes, main = rng.integers(0, 5, 40), rng.integers(0, 4, 40)
+  found = _information(codes, [str(m) for m in main])
+  order = rng.permutation(40)
+  moved = _information(
+    (codes * 7 % 5)[order], [f'x{3 - m}' for m in main[order]]
+  )
+  assert found == pytest.approx(moved)
+  assert 0 < found['nmi'] < 0.5
+
+
+def test_the_main_category_is_the_first_that_not_most_items_have():
+  categories = [
+    ['all', 'a'],
+    ['all', 'b', 'a'],
+    ['all', 'c', 'b'],
+    ['all'],
+    [],
+    ['all'],
+  ]
+  found = quality.category_information(np.arange(6), categories)
+  assert (found['items'], found['categories']) == (3, 3)
+  assert quality.category_information(np.arange(2), [['a'], ['a']]) is None
+  assert quality.category_information(np.arange(2), [[], []]) is None
+
+
 def test_report_counts_prefixes_and_whole_ids():
   codes = np.array([[0, 0], [0, 1], [0, 1], [1, 0]])
   found = quality.report(codes, codes_per_level=(2, 2))
@@ -95,6 +153,13 @@ def test_report_counts_prefixes_and_whole_ids():
   assert found['ids'] == found['levels'][1]['prefix']
   assert found['ids']['collision_share'] == 0.5
   assert 'reconstruction' not in found
+  assert 'category_information' not in found['levels'][0]
+  told = quality.report(
+    codes, codes_per_level=(2, 2), categories=[['a'], ['b'], ['b'], ['a']]
+  )
+  # The second code is the category, the first says little of it.
+  nmi = [level['category_information']['nmi'] for level in told['levels']]
+  assert nmi[1] == pytest.approx(1) and nmi[0] < 0.5
 
 
 @pytest.mark.parametrize(

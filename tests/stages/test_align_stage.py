@@ -132,7 +132,7 @@ def test_pairs_hold_the_reference_and_the_rewards_of_their_own_user(aligned):
   pairs = preference_pairs.read(chunk)
   model = trained.load(experiment, workdir, which='latest')
   judge = reward_model.load(experiment, workdir, model.ids, model.mesh)
-  store = pretrain.open_examples(workdir, 'train')
+  store = pretrain.open_examples(experiment, workdir, 'train')
   users = pipeline.session_batch(
     store,
     pairs.example_ids,
@@ -168,7 +168,7 @@ def test_the_second_round_starts_from_and_refers_to_the_first(aligned):
     policy,
     reward_model.load(experiment, workdir, policy.ids, policy.mesh),
     experiment.preference,
-    pretrain.open_examples(workdir, 'train'),
+    pretrain.open_examples(experiment, workdir, 'train'),
     history_length=experiment.data.history_length,
   )
   again, _ = maker.make(

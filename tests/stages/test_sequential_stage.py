@@ -134,7 +134,7 @@ def test_a_trained_baseline_answers_like_any_model(run, kind):
   assert (trained.step, trained.differences) == (_STEPS, [])
   # No tokenizer has run: every item is its own ID.
   assert trained.ids.num_items == len(np.unique(trained.ids.codes))
-  store = pretrain.open_examples(workdir, 'valid')
+  store = pretrain.open_examples(experiment, workdir, 'valid')
   recommender = trained_lib.Recommender(
     trained,
     experiment.evaluate.decoding,
@@ -200,7 +200,7 @@ def test_the_validation_loss_is_that_of_the_ranking_scores(run, kind):
   """Two ways to the probability of the next item agree."""
   experiment, workdir, _ = run(kind)
   trained = trained_lib.load(experiment, workdir, which='latest')
-  store = pretrain.open_examples(workdir, 'valid')
+  store = pretrain.open_examples(experiment, workdir, 'valid')
   batch = pipeline.session_batch(
     store, np.arange(8), history_length=6, items_per_session=1
   )

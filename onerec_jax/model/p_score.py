@@ -1,0 +1,543 @@
+"""P-Score model: what a user does with a shown item, and one score of it all.
+
+Search-based interest (SIM), a tower per objective, a fusion network.  The
+candidates of a user share his encoding and never see each other.
+"""
+
+import dataclasses
+import functools
+import itertools
+from typing import Any
+from typing import Literal
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array
+from jaxtyping import Bool
+from jaxtyping import Float
+from jaxtyping import Int
+
+from onerec_jax import batch as batch_lib
+from onerec_jax import config as config_lib
+from onerec_jax.model import attention as attention_modules
+from onerec_jax.model import event_embedding
+from onerec_jax.model import layers
+from onerec_jax.model import parameters
+from onerec_jax.ops import attention
+from onerec_jax.ops import dropout
+from onerec_jax.semantic_ids import vocabulary as vocabulary_lib
+
+# Latest events that the short-term attention reads (spec §3.2: L_s).
+_SHORT_EVENTS = 20
+# Hidden units of its weights, as a share of the embedding.
+_SHORT_SHARE = 2
+# What towers read of a candidate: user, item, interest found, short-term
+# interest, mean event, and the products of the last four with the item.
+_PARTS = 8
+_FUSION_PARTS = 3  # beside the towers' states: user, item and their product
+# Dropout sites before the towers: events, candidates, attention weights.
+_ENDS = 3
+
+
+class PScoreLogits(NamedTuple):
+  """Before the sigmoid."""
+
+  p: Float[Array, 'B W']  # of the P-Score
+  towers: Float[Array, 'B W X']  # in the order of config.towers
+
+
+def pathways_of(
+  config: config_lib.PScoreConfig, pathways: config_lib.PathwaysConfig
+) -> config_lib.PathwaysConfig:
+  """Returns what the P-Score model reads of a user: one long pathway.
+
+  Features are those of `pathways`.  Item features are added up with the codes
+  and so are as wide; the other widths are made for larger models and become a
+  quarter of embed_dim.  The user id is left out: for held-out users it would
+  be an untrained vector.
+
+  Args:
+    config: of the P-Score model.
+    pathways: of the generator.
+  """
+  narrow = max(1, config.embed_dim // 4)
+  return dataclasses.replace(
+    pathways,
+    user_id_buckets=0,
+    items=tuple(
+      dataclasses.replace(f, dim=config.embed_dim) for f in pathways.items
+    ),
+    users=tuple(dataclasses.replace(f, dim=narrow) for f in pathways.users),
+    events=tuple(dataclasses.replace(f, dim=narrow) for f in pathways.events),
+    label_dim=narrow,
+    age_dim=narrow if pathways.age_dim else 0,
+    short_length=config.history_length,
+    positive_length=0,
+    lifelong_length=0,
+  )
+
+
+# --- General search unit ----------------------------------------------------
+
+
+def nearest_events(
+  scores: Float[Array, 'B W N'], mask: Bool[Array, 'B 1 N'], *, count: int
+) -> Bool[Array, 'B W N']:
+  """Returns which events score highest; of equal ones the latest.
+
+  Args:
+    scores: of each event for each candidate, oldest first. [B, W, N]
+    mask: False: no event. [B, 1, N]
+    count: events found, at most.
+  """
+  where = jnp.broadcast_to(mask, scores.shape)
+  if count >= scores.shape[-1]:
+    return where
+  scores = jnp.where(where, scores, -jnp.inf)
+  least = jax.lax.top_k(scores, count)[0][..., -1:]
+  above = scores > least
+  equal = (scores == least) & where
+  left = count - jnp.sum(above, axis=-1, keepdims=True)
+  return (above & where) | (equal & (_places_from_end(equal) <= left))
+
+
+def latest_events(
+  chosen: Bool[Array, 'B W N'], *, count: int
+) -> Bool[Array, 'B W N']:
+  """Returns the last `count` True entries of the last axis."""
+  return chosen & (_places_from_end(chosen) <= count)
+
+
+def _places_from_end(chosen: Bool[Array, 'B W N']) -> Int[Array, 'B W N']:
+  """Returns the number of True entries from each one to the end."""
+  return jnp.cumsum(chosen[..., ::-1], axis=-1)[..., ::-1]
+
+
+def shares_value(
+  events: Int[Array, 'B N V'], candidates: Int[Array, 'B W V']
+) -> Bool[Array, 'B W N']:
+  """Returns whether an event has a value of the candidate; 0 is none."""
+  left, right = candidates[:, :, None, :, None], events[:, None, :, None, :]
+  return jnp.any((left == right) & (left > 0), axis=(-2, -1))
+
+
+# --- Parts ------------------------------------------------------------------
+
+
+class ItemVectors(nn.Module):
+  """v = Σ_l code embedding + item embedding + s Σ_q item feature embedding.
+
+  s makes v start with unit variance.  The item embedding starts at 0, so that
+  an item that is hardly ever shown is what its codes and features say.
+  """
+
+  embed_dim: int
+  pathways: config_lib.PathwaysConfig
+  sizes: batch_lib.FeatureSizes
+  vocabulary: vocabulary_lib.Vocabulary
+
+  def setup(self) -> None:
+    parts = self.vocabulary.levels + len(self.pathways.items)
+    self.scale = parts**-0.5
+    self.code_embedding = parameters.declare(
+      self,
+      'code_embedding',
+      (self.vocabulary.size, self.embed_dim),
+      ('vocab', 'embed'),
+      parameters.Initializer(stddev=self.scale),
+    )
+    self.item_embedding = parameters.declare(
+      self,
+      'item_embedding',
+      (self.sizes.num_items, self.embed_dim),
+      ('vocab', 'embed'),
+      parameters.Initializer(stddev=0.0),
+    )
+    self.features = event_embedding.ItemFeatureEmbedding(
+      self.pathways, self.sizes
+    )
+
+  def __call__(
+    self, items: Int[Array, '*b'], catalogue: batch_lib.Catalogue
+  ) -> Float[Array, '*b D']:
+    tokens = self.vocabulary.tokens(catalogue.codes[items])
+    x = jnp.sum(self.code_embedding[tokens], axis=-2)
+    x = x + self.item_embedding[items]
+    if self.pathways.items:
+      assert catalogue.features is not None
+      for feature in self.features(items, catalogue.features):
+        x = x + self.scale * feature
+    return x
+
+
+class UserVector(nn.Module):
+  """Linear map of the user's features; without any, zeros."""
+
+  embed_dim: int
+  pathways: config_lib.PathwaysConfig
+  sizes: batch_lib.FeatureSizes
+
+  def setup(self) -> None:
+    features = event_embedding.UserEmbedding(self.pathways, self.sizes)
+    width = features.dim
+    if width:
+      self.features = features
+      self.kernel = parameters.declare(
+        self,
+        'kernel',
+        (width, self.embed_dim),
+        ('embed', 'mlp'),
+        parameters.Initializer(stddev=width**-0.5),
+      )
+
+  def __call__(
+    self, features: Int[Array, 'B U'], user: Int[Array, ' B']
+  ) -> Float[Array, 'B D']:
+    if not self.pathways.users:
+      return jnp.zeros((len(user), self.embed_dim))
+    return jnp.einsum('bf,fd->bd', self.features(features, user), self.kernel)
+
+
+class ShortTermAttention(nn.Module):
+  """Sum of the latest events, weighted by a small network.
+
+    u = Σ_n a(v, e_n) e_n,   a(v, e) = w · ReLU(W_v v + W_e e + W_p (v ⊙ e))
+
+  The weights are no softmax: their sum says how much the user cares.
+
+  Reference: Zhou et al. 2018, arXiv:1706.06978 (DIN), eq. 3.
+  """
+
+  embed_dim: int
+
+  def setup(self) -> None:
+    embed, hidden = self.embed_dim, max(1, self.embed_dim // _SHORT_SHARE)
+    self.inner = parameters.declare(
+      self,
+      'inner',
+      (3, embed, hidden),
+      (None, 'embed', 'mlp'),
+      parameters.Initializer(stddev=(3 * embed) ** -0.5),
+    )
+    self.bias = parameters.declare(
+      self, 'bias', (hidden,), ('mlp',), parameters.Initializer(stddev=0.0)
+    )
+    self.outer = parameters.declare(
+      self,
+      'outer',
+      (hidden,),
+      ('mlp',),
+      parameters.Initializer(stddev=1 / (_SHORT_EVENTS * hidden**0.5)),
+    )
+
+  def __call__(
+    self,
+    candidates: Float[Array, 'B W D'],
+    events: Float[Array, 'B N D'],
+    mask: Bool[Array, 'B N'],
+  ) -> Float[Array, 'B W D']:
+    item = jnp.einsum('bwd,df->bwf', candidates, self.inner[0])
+    event = jnp.einsum('bnd,df->bnf', events, self.inner[1])
+    both = jnp.einsum('bwd,bnd,df->bwnf', candidates, events, self.inner[2])
+    hidden = item[:, :, None] + event[:, None] + both
+    hidden = jax.nn.relu(hidden + self.bias[None, None, None])
+    weights = jnp.einsum('bwnf,f->bwn', hidden, self.outer)
+    weights = jnp.where(mask[:, None], weights, 0)
+    return jnp.einsum('bwn,bnd->bwd', weights, events)
+
+
+class Towers(nn.Module):
+  """X networks side by side on the same input, each ending in one logit."""
+
+  count: int  # X
+  input_dim: int
+  hidden_dims: tuple[int, ...]
+  dropout_rate: float
+
+  def setup(self) -> None:
+    widths = (self.input_dim, *self.hidden_dims)
+    zeros = parameters.Initializer(stddev=0.0)
+    declare = functools.partial(parameters.declare, self)
+    # He's scale keeps the variance through the ReLUs.
+    self.kernels = [
+      declare(
+        f'kernel_{i}',
+        (self.count, width, out),
+        ('layers', 'embed', 'mlp'),
+        parameters.Initializer(stddev=(2 / width) ** 0.5),
+      )
+      for i, (width, out) in enumerate(itertools.pairwise(widths))
+    ]
+    self.biases = [
+      declare(f'bias_{i}', (self.count, out), ('layers', 'mlp'), zeros)
+      for i, out in enumerate(widths[1:])
+    ]
+    # Zero: every prediction starts at its bias, and the random vectors behind
+    # it need not be unlearnt first.
+    self.out = declare(
+      'out', (self.count, widths[-1]), ('layers', 'mlp'), zeros
+    )
+    # Rare events need logits far from 0, hence the biases.
+    self.out_bias = declare('out_bias', (self.count,), ('layers',), zeros)
+
+  def __call__(
+    self, x: Float[Array, 'B W I'], seeds: Any
+  ) -> tuple[Float[Array, 'B W X'], Float[Array, 'B W X F']]:
+    """Returns the logits and the last hidden states."""
+    hidden = jnp.broadcast_to(
+      x[:, :, None], (*x.shape[:2], self.count, x.shape[2])
+    )
+    for i, (kernel, bias) in enumerate(
+      zip(self.kernels, self.biases, strict=True)
+    ):
+      # The first layer reads the same input in all towers.
+      hidden = (
+        jnp.einsum('bwi,xif->bwxf', x, kernel)
+        if i == 0
+        else jnp.einsum('bwxi,xif->bwxf', hidden, kernel)
+      )
+      hidden = jax.nn.relu(hidden + bias[None, None])
+      hidden = dropout.drop(hidden, seeds[i], rate=self.dropout_rate)
+    logits = jnp.einsum('bwxf,xf->bwx', hidden, self.out)
+    return logits + self.out_bias[None, None], hidden
+
+
+# --- The model --------------------------------------------------------------
+
+
+class PScore(nn.Module):
+  """Logits of every objective and of the P-Score, for W items of each user.
+
+    e_n  = RMSNorm(v_n + W [v_n, age, numbers, labels])    events, oldest first
+    G_w  = the search_items events with the largest v_n · v_w, or the latest
+           that share a value of the first item feature
+    l_w  = MultiHead(v_w; e_n, n in G_w)
+    s_w  = Σ_n a(v_w, e_n) e_n over the latest 20
+    x_w  = [u, v_w, l_w, s_w, v_w ⊙ l_w, v_w ⊙ s_w, m, v_w ⊙ m]
+    z^x  = MLP^x(x_w), h^x its last hidden state
+    p    = σ(MLP([sg(h^1), …, sg(h^X), u', v'_w, u' ⊙ v'_w]))
+
+  with u the user's features, m the mean event, and u', v' from tables of
+  their own.  sg is the identity unless stop_gradient_towers.  The products
+  are what tells an item the user would like from one he would not: attention
+  alone returns an average of the events, near to the item or not.
+
+  Reference: technical report arXiv:2506.13695, section 2.3.1; SIM
+  arXiv:2006.05639; fusion arXiv:2505.13894 (Pantheon).
+  """
+
+  config: config_lib.PScoreConfig
+  pathways: config_lib.PathwaysConfig  # as `pathways_of` returns them
+  sizes: batch_lib.FeatureSizes
+  vocabulary: vocabulary_lib.Vocabulary
+  dropout_bits: Literal['hash', 'threefry'] = 'hash'
+  mesh: jax.sharding.Mesh | None = None  # None or one device: no sharding
+
+  def setup(self) -> None:
+    c, embed = self.config, self.config.embed_dim
+    if c.search == 'hard' and not self.pathways.items:
+      raise ValueError(
+        "p_score_model.search='hard' looks for events that share a value of"
+        ' the first item feature, but model.pathways.items is empty: name'
+        " one, or set p_score_model.search='soft'."
+      )
+    make_items = functools.partial(
+      ItemVectors, embed, self.pathways, self.sizes, self.vocabulary
+    )
+    make_user = functools.partial(UserVector, embed, self.pathways, self.sizes)
+    self.items, self.user = make_items(), make_user()
+    self.fusion_items, self.fusion_user = make_items(), make_user()
+    # Item features are in the item vector already.
+    plain = dataclasses.replace(self.pathways, items=())
+    self.events = event_embedding.EventEmbedding(
+      plain, self.sizes._replace(items=())
+    )
+    width = embed + self.events.dim
+    self.event_kernel = parameters.declare(
+      self,
+      'event_kernel',
+      (width, embed),
+      ('embed', 'mlp'),
+      parameters.Initializer(stddev=width**-0.5),
+    )
+    self.event_norm = layers.RMSNorm(embed)
+    self.target_norm = layers.RMSNorm(embed)
+    self.search_attention = attention_modules.CrossAttention(
+      config_lib.ModelConfig(
+        embed_dim=embed,
+        num_heads=c.num_heads,
+        head_dim=embed // c.num_heads,
+        attention_dropout_rate=c.dropout_rate,
+      )
+    )
+    self.short_attention = ShortTermAttention(embed)
+    self.towers = Towers(
+      len(c.towers), _PARTS * embed, c.tower_dims, c.dropout_rate
+    )
+    last = c.tower_dims[-1] if c.tower_dims else _PARTS * embed
+    self.fusion = Towers(
+      1,
+      len(c.towers) * last + _FUSION_PARTS * embed,
+      c.fusion_dims,
+      c.dropout_rate,
+    )
+
+  def _seeds(self, deterministic: bool) -> list[Any]:
+    """Returns dropout seeds of all sites, or Nones."""
+    c = self.config
+    sites = _ENDS + len(c.tower_dims) + len(c.fusion_dims)
+    if deterministic or c.dropout_rate == 0:
+      return [None] * sites
+    return list(
+      dropout.site_seeds(
+        self.make_rng('dropout'), (sites,), bits=self.dropout_bits
+      )
+    )
+
+  def _found(
+    self,
+    items: Int[Array, 'B W'],
+    targets: Float[Array, 'B W D'],
+    events: batch_lib.EventSequence,
+    vectors: Float[Array, 'B N D'],
+    catalogue: batch_lib.Catalogue,
+  ) -> Bool[Array, 'B W N']:
+    """Returns the events that the general search unit finds."""
+    count, mask = self.config.search_items, events.mask[:, None]
+    if self.config.search == 'hard':
+      assert catalogue.features is not None
+      values = catalogue.features.values[0]
+      shared = shares_value(values[events.items], values[items])
+      return latest_events(shared & mask, count=count)
+    # What is found is a choice, which has no gradient.
+    scores = jnp.einsum(
+      'bwd,bnd->bwn',
+      jax.lax.stop_gradient(targets),
+      jax.lax.stop_gradient(vectors),
+    )
+    return nearest_events(scores, mask, count=count)
+
+  def __call__(
+    self,
+    context: batch_lib.UserContext,
+    user: Int[Array, ' B'],
+    items: Int[Array, 'B W'],
+    catalogue: batch_lib.Catalogue,
+    *,
+    deterministic: bool,
+  ) -> PScoreLogits:
+    """Scores items for users.
+
+    Args:
+      context: with the latest events in `short`.
+      user: dense user indices. [B]
+      items: candidates, dense indices. [B, W]
+      catalogue: codes and features of all items.
+      deterministic: False: dropout, needs rngs={'dropout': key}.
+    """
+    events = context.short
+    if events is None:
+      raise ValueError(
+        'The P-Score model needs a context with recent events: make it with'
+        ' the pathways of p_score.pathways_of and p_score_model.history_length'
+        ' above 0.'
+      )
+    seeds = self._seeds(deterministic)
+    drop = functools.partial(dropout.drop, rate=self.config.dropout_rate)
+    shard = functools.partial(layers.shard_batch, mesh=self.mesh)
+    mask = events.mask
+    # --- Once per user ---
+    vectors = shard(self.items(events.items, catalogue))
+    vectors = jnp.where(mask[..., None], vectors, 0)
+    raw = self.events(events, vectors, batch_lib.ItemFeatures(()))
+    states = self.event_norm(
+      vectors + jnp.einsum('bnf,fd->bnd', raw, self.event_kernel)
+    )
+    # Padding is zero, and stays so through the biasless values of attention.
+    states = jnp.where(mask[..., None], drop(states, seeds[0]), 0)
+    count = jnp.maximum(jnp.sum(mask, axis=1), 1).astype(jnp.float32)
+    mean = jnp.sum(states, axis=1) / count[:, None]
+    about = self.user(context.features, user)
+    # --- Once per candidate ---
+    targets = shard(self.items(items, catalogue))
+    found = self._found(items, targets, events, vectors, catalogue)
+    targets = self.target_norm(drop(targets, seeds[1]))
+    bias = jnp.where(found, 0.0, attention.MASK_VALUE)[:, None]
+    interest = self.search_attention(targets, states, bias, seeds[2])
+    # Without a single event found the attention is a mean over all events.
+    interest = jnp.where(jnp.any(found, axis=-1)[..., None], interest, 0)
+    short = self.short_attention(
+      targets, states[:, -_SHORT_EVENTS:], mask[:, -_SHORT_EVENTS:]
+    )
+    of_user = (
+      jnp.broadcast_to(x[:, None], targets.shape) for x in (about, mean)
+    )
+    about, mean = of_user
+    x = jnp.concatenate(
+      [
+        about,
+        targets,
+        interest,
+        short,
+        targets * interest,
+        targets * short,
+        mean,
+        targets * mean,
+      ],
+      axis=-1,
+    )
+    first_fusion = _ENDS + len(self.config.tower_dims)
+    towers, hidden = self.towers(shard(x), seeds[_ENDS:first_fusion])
+    # --- Fusion ---
+    if self.config.stop_gradient_towers:
+      hidden = jax.lax.stop_gradient(hidden)
+    own = self.fusion_items(items, catalogue)
+    about = jnp.broadcast_to(
+      self.fusion_user(context.features, user)[:, None], own.shape
+    )
+    x = jnp.concatenate(
+      [hidden.reshape(*items.shape, -1), about, own, about * own], axis=-1
+    )
+    p, _ = self.fusion(shard(x), seeds[first_fusion:])
+    return PScoreLogits(p[..., 0], towers)
+
+
+def abstract_params(model: PScore) -> Any:
+  """Returns the tree of `parameters.Parameter` boxes without computing any."""
+  rows = 1 if model.mesh is None else model.mesh.size
+  pathways = model.pathways
+  width = max(1, pathways.short_length)
+  ids = jnp.zeros((rows, width), jnp.int32)
+  context = batch_lib.UserContext(
+    features=jnp.zeros((rows, len(pathways.users)), jnp.int32),
+    short=batch_lib.EventSequence(
+      items=ids,
+      mask=jnp.ones((rows, width), bool),
+      age=ids,
+      numbers=jnp.zeros((rows, width, len(pathways.events)), jnp.int32),
+      labels=jnp.zeros((rows, width, len(pathways.labels))),
+      label_mask=jnp.ones((rows, width, len(pathways.labels)), bool),
+    ),
+    positive=None,
+    lifelong=None,
+  )
+  catalogue = batch_lib.Catalogue(
+    codes=jnp.zeros(
+      (model.sizes.num_items, model.vocabulary.levels), jnp.int32
+    ),
+    features=batch_lib.ItemFeatures(
+      tuple(
+        jnp.zeros((model.sizes.num_items, f.max_values), jnp.int32)
+        for f in pathways.items
+      )
+    ),
+  )
+  variables = jax.eval_shape(
+    lambda key: model.init(
+      key, context, ids[:, 0], ids[:, :1], catalogue, deterministic=True
+    ),
+    jax.random.key(0),
+  )
+  return variables['params']

@@ -1,0 +1,206 @@
+"""Groups keep their user and their step, and survive a restart."""
+
+import numpy as np
+import pytest
+from etils import epath
+
+from onerec_jax import batch as batch_lib
+from onerec_jax.data import examples
+from onerec_jax.data import group_batches
+
+_G, _L = 3, 2
+
+
+class _Sessions:
+  """Endless stand-in for the batches of samples."""
+
+  def __init__(self):
+    self.number = 0
+
+  def __next__(self):
+    self.number += 1
+    return batch_lib.SessionBatch(*[np.array(self.number - 1)] * 7)
+
+  def get_state(self):
+    return {'next_index': self.number}
+
+  def set_state(self, state):
+    self.number = state['next_index']
+
+
+@pytest.fixture(scope='module')
+def store(tmp_path_factory):
+  """Four users; user u has positives 10 u, 10 u + 1, ... and u + 1 starts."""
+  path = tmp_path_factory.mktemp('groups') / 'train.arrayrecord'
+  records = [
+    examples.UserRecord(
+      user=u,
+      items=np.arange(10 * u, 10 * u + 6, dtype=np.int32),
+      positive=np.ones(6, bool),
+      timestamps=np.arange(6),
+      target_starts=np.arange(1, u + 2, dtype=np.int32),
+      target_lengths=np.full(u + 1, 2, np.int32),
+    )
+    for u in range(4)
+  ]
+  examples.write_examples(path, records)
+  return examples.ExampleStore(path)
+
+
+def _plan(store, rate=1.5):
+  return group_batches.GroupPlan(
+    store.index.num_examples, batch_size=4, user_share=rate / 4, seed=5
+  )
+
+
+def _groups(plan, steps):
+  """Groups of some steps; rewards name the group, codes the example."""
+  first, last = plan.before(steps.start), plan.before(steps.stop)
+  ids = plan.examples(first, last)
+  count = last - first
+  codes = np.zeros((count, _G, _L), np.int32) + ids[:, None, None]
+  return group_batches.Groups(
+    example_ids=ids,
+    codes=codes.astype(np.int32),
+    old_log_probs=-np.ones((count, _G, _L), np.float32),
+    reference_log_probs=-2 * np.ones((count, _G, _L), np.float32),
+    rewards=np.repeat(np.arange(first, last)[:, None], _G, 1).astype('f4'),
+    legal=np.ones((count, _G), bool),
+    format_mask=np.ones((count, _G), bool),
+    true_rewards=np.ones((count, _G), np.float32),
+  )
+
+
+def _batches(store, plan, *, multiple=2, **process):
+  return group_batches.GroupBatches(
+    _Sessions(), store, plan, history_length=4, multiple=multiple, **process
+  )
+
+
+# --- The plan ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize('rate', [0.01, 0.25, 1.0, 1.5, 3.7])
+def test_groups_come_at_the_wanted_rate_and_never_in_heaps(rate):
+  plan = group_batches.GroupPlan(
+    10, batch_size=100, user_share=rate / 100, seed=0
+  )
+  counts = np.diff([plan.before(t) for t in range(1001)])
+  assert counts[0] >= 1  # a share of nothing would be a silent no-op
+  assert plan.before(1000) == max(round(1000 * rate), 1)
+  assert set(counts.tolist()) <= {int(rate), plan.rows_per_step}
+
+
+def test_a_share_that_is_no_binary_number_gives_whole_groups():
+  plan = group_batches.GroupPlan(10, batch_size=100, user_share=0.07, seed=0)
+  assert plan.rows_per_step == 7
+  assert plan.before(10_000) == 70_000
+
+
+def test_every_example_has_its_turn_before_any_has_a_second():
+  plan = group_batches.GroupPlan(7, batch_size=4, user_share=0.5, seed=1)
+  ids = plan.examples(0, 21)
+  for k in range(3):
+    assert sorted(ids[7 * k : 7 * k + 7].tolist()) == list(range(7))
+  assert ids[:7].tolist() != ids[7:14].tolist()
+  np.testing.assert_array_equal(plan.examples(5, 16), ids[5:16])
+
+
+def test_a_share_of_nothing_is_refused():
+  with pytest.raises(ValueError, match=r'user_share=0\.0 must lie'):
+    group_batches.GroupPlan(7, batch_size=4, user_share=0.0, seed=1)
+
+
+# --- Batches ----------------------------------------------------------------
+
+
+def test_every_group_comes_at_its_step_with_its_own_user(store):
+  plan = _plan(store)
+  batches = _batches(store, plan)
+  assert not batches.is_ready
+  row = store.index.example_rows()
+  seen = []
+  for step in range(8):
+    if not batches.is_ready:
+      steps = range(step, step + 3)
+      batches.load(_groups(plan, steps), steps)
+    found = next(batches)
+    assert found.session.user == step
+    groups = found.groups
+    assert len(groups.codes) == 2
+    real = np.asarray(groups.session.example_mask)
+    for r in np.flatnonzero(real):
+      example = int(groups.session.example_id[r])
+      assert (groups.codes[r] == example).all()
+      assert groups.session.user[r] == row[example]
+      assert groups.session.history_items[r, 0] == 10 * row[example]
+      seen.append(int(groups.rewards[r, 0]))
+    filler = ~real
+    assert (groups.codes[filler] == -1).all()
+    assert not groups.legal[filler].any()
+    assert not groups.format_mask[filler].any()
+    assert np.isnan(groups.true_rewards[filler]).all()
+  assert seen == list(range(plan.before(8)))
+  assert batches.next_step == 8
+
+
+def test_batches_go_on_from_their_state_in_the_middle_of_an_interval(store):
+  plan = _plan(store)
+  steps = range(6)
+  whole = _batches(store, plan)
+  whole.load(_groups(plan, steps), steps)
+  expected = [next(whole) for _ in range(6)]
+  first = _batches(store, plan)
+  first.load(_groups(plan, steps), steps)
+  for _ in range(2):
+    next(first)
+  second = _batches(store, plan)
+  second.set_state(first.get_state())
+  assert second.next_step == 2 and not second.is_ready
+  second.load(_groups(plan, steps), steps)
+  for batch in expected[2:]:
+    found = next(second)
+    assert found.session.user == batch.session.user
+    np.testing.assert_array_equal(found.groups.rewards, batch.groups.rewards)
+
+
+def test_processes_hold_disjoint_parts_of_the_rows(store):
+  plan, steps = _plan(store, rate=4.0), range(1)
+
+  def ids(**process):
+    batches = _batches(store, plan, multiple=4, **process)
+    batches.load(_groups(plan, steps), steps)
+    return next(batches).groups.session.example_id
+
+  parts = [ids(process_index=p, process_count=2) for p in range(2)]
+  np.testing.assert_array_equal(np.concatenate(parts), ids())
+
+
+def test_groups_of_other_steps_or_settings_are_refused(store):
+  plan = _plan(store)
+  batches = _batches(store, plan)
+  with pytest.raises(ValueError, match='No groups are loaded for step 0'):
+    next(batches)
+  groups = _groups(plan, range(2))
+  with pytest.raises(ValueError, match=r'3 groups for steps 0..3.* need 6'):
+    batches.load(groups, range(4))
+
+
+def test_a_batch_that_nobody_reads_needs_no_groups(store):
+  plan = _plan(store)
+  batches = _batches(store, plan)
+  batches.load_filler(group_size=_G, levels=_L)
+  groups = next(batches).groups
+  assert groups.codes.shape == (2, _G, _L)
+  assert not groups.session.example_mask.any()
+  assert not batches.is_ready
+
+
+def test_files_hold_what_was_written(tmp_path):
+  plan = group_batches.GroupPlan(7, batch_size=4, user_share=0.5, seed=1)
+  groups = _groups(plan, range(3))
+  path = epath.Path(tmp_path / 'groups' / 'part.npz')
+  group_batches.write(path, group_batches.concatenate([groups, groups]))
+  found = group_batches.read(path)
+  np.testing.assert_array_equal(found.rewards[:, 0], [*range(6), *range(6)])
+  assert [p.name for p in path.parent.iterdir()] == ['part.npz']
