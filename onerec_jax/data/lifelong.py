@@ -46,8 +46,8 @@ class Snapshots:
     meta = workdir_lib.read_json(folder / lifelong_shards.META)
     if meta is None:
       raise FileNotFoundError(
-        f'{folder / lifelong_shards.META} is missing; it is written by the stage'
-        " 'lifelong'. Run that stage with the same --workdir first."
+        f'{folder / lifelong_shards.META} is missing; it is written by the'
+        " stage 'lifelong'. Run that stage with the same --workdir first."
       )
     _check_meta(meta, pathways, events)
     self._pathways, self._features, self._events = pathways, features, events

@@ -126,7 +126,7 @@ def shard_bounds(
   whole = np.minimum(counts, max_events // snapshot_events)
   work = snapshot_events * whole * (whole + 1) // 2
   work = np.cumsum(work + (counts - whole) * max_events)
-  shard = (work - 1) // _SHARD_WORK
+  shard = np.maximum(work - 1, 0) // _SHARD_WORK
   starts = np.flatnonzero(np.diff(shard, prepend=-1)) if len(work) else []
   return np.append(starts, len(counts)).astype(np.int64)
 
@@ -200,6 +200,9 @@ def write_snapshots(
       'events': events.num_events,
     },
   )
+  for path in folder.glob('*.npz'):
+    if not path.name.startswith(plan.digest):
+      path.unlink()  # of another plan, which nothing can read any more
   return Written(made, users)
 
 

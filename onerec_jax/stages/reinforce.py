@@ -384,7 +384,7 @@ def _make_validation(
 
 
 def _means(values: np.ndarray) -> np.ndarray:
-  """Returns the mean of each column over its known values; NaN: there are none."""
+  """Returns the mean of each column's known values; NaN where there are none."""
   known = np.isfinite(values)
   total = np.where(known, values, 0).sum(axis=0)
   count = known.sum(axis=0)

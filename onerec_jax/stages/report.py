@@ -50,7 +50,7 @@ def run(
   evaluated, trained = results['evaluate'], results['pretrain']
   records = {
     stage: log.read_metrics(workdir.folder(stage) / log.METRICS)
-    for stage in ('pretrain', 'reward', 'p_score', 'reinforce')
+    for stage in ('pretrain', 'reward', 'p_score')
   }
   cause = _cause(experiment)
   page = {
@@ -83,7 +83,7 @@ def run(
     ),
     'items': report_item_rewards.section(evaluated, pictures, cause=cause),
     'reinforce': report_reinforce.section(
-      experiment, results.get('reinforce'), records['reinforce'], pictures
+      experiment, workdir, results.get('reinforce'), pictures
     ),
     'data': results['prepare'] and report_training.data(results['prepare']),
     'run': {

@@ -1,7 +1,7 @@
 """The report's section on reinforcement beside RSFT.
 
-Turns what the stage `reinforce` has logged and written into pictures, tables
-and sentences.  A training that was cut off shows what it has.
+Turns what the stage `reinforce` has logged and written into tables, sentences
+and pictures.  A training that was cut off shows what it has.
 """
 
 from collections.abc import Mapping
@@ -9,259 +9,71 @@ from collections.abc import Sequence
 from typing import Any
 
 from onerec_jax import config
+from onerec_jax import workdir as workdir_lib
+from onerec_jax.stages import group_supply
 from onerec_jax.stages import predictions
-from onerec_jax.stages import report_reinforce_figures as figures
+from onerec_jax.stages import report_reinforce_pictures as reinforce_pictures
 from onerec_jax.stages import report_words as words
 from onerec_jax.train import log
 
 Records = Sequence[Mapping[str, Any]]
-# Names shown -> logged scalar and how its line is drawn.
-Lines = Mapping[str, tuple[str, figures.Tone]]
 
-_VALID_LEGALITY = 'valid/legality'
+_BEFORE = 'before.json'  # where stages/reinforce.py keeps the first validation
 
 
 def section(
   experiment: config.Experiment,
+  workdir: workdir_lib.Workdir,
   result: Mapping[str, Any] | None,
-  records: Records,
   pictures: words.Pictures,
 ) -> dict[str, Any] | None:
   """Returns what the section on reinforcement shows; adds its pictures.
 
   Args:
     experiment: settings of the run.
+    workdir: of the run; its logs are read, finished or not.
     result: of the stage `reinforce`.
-    records: of its training.
     pictures: of the page.
   """
-  if not result and not records:
+  folder = workdir.folder('reinforce')
+  records = log.read_metrics(folder / log.METRICS)
+  before = workdir_lib.read_json(folder / _BEFORE)
+  if before:
+    records = [{'step': 0, **before}, *records]
+  history = workdir_lib.read_json(folder / group_supply.HISTORY) or {}
+  intervals: Records = history.get('intervals') or ()
+  if not result and not records and not intervals:
     return None
-  settings = experiment.reinforcement
-  _pictures(settings, records, pictures)
+  reinforce_pictures.add_all(
+    experiment.reinforcement, records, intervals, pictures
+  )
+  result = result or {}
   return {
-    'summary': _summary(experiment, result or {}, records),
-    'verdict': _verdict(settings, records),
-    'names': [n for n in _PICTURES if n in pictures.found],
-    'settings': _settings(experiment),
-    'seconds': _seconds(result or {}),
-    'last': _last(settings, records),
+    'summary': _summary(experiment, result, records, intervals),
+    'verdict': _verdict(experiment.reinforcement, records),
+    'names': [n for n in reinforce_pictures.NAMES if n in pictures.found],
+    'settings': _settings(experiment, result),
+    'seconds': _seconds(result, intervals),
+    'last': _last(experiment.reinforcement, records),
   }
-
-
-# --- Pictures ---------------------------------------------------------------
-
-_PICTURES = (
-  'reinforce_legality', 'reinforce_reward', 'reinforce_group_reward',
-  'reinforce_clip', 'reinforce_ratio', 'reinforce_kl', 'reinforce_distinct',
-  'reinforce_loss',
-)  # fmt: skip
-
-
-def _points(records: Records, key: str) -> list[tuple[int, float]]:
-  return [(r['step'], r[key]) for r in records if words.is_known(r.get(key))]
-
-
-def _add(
-  records: Records,
-  names: Lines,
-  pictures: words.Pictures,
-  picture: str,
-  *,
-  caption: str,
-  **options: Any,
-) -> None:
-  """Adds the picture of what was logged; nothing if nothing was."""
-  series = {}
-  for name, (key, tone) in names.items():
-    points = _points(records, key)
-    if points:
-      steps, values = zip(*points, strict=True)
-      series[name] = (steps, values, tone)
-  if not series:
-    return
-  pictures.add(
-    picture,
-    figures.lines(series, **options),
-    alt=f'{caption} First and last values: '
-    + ', '.join(
-      f'{n} {v[0]:.4g} and {v[-1]:.4g}' for n, (_, v, _) in series.items()
-    ),
-    caption=caption,
-  )
-
-
-def _pictures(
-  settings: config.ReinforceConfig,
-  records: Records,
-  pictures: words.Pictures,
-) -> None:
-  free = settings.constrain == 'none'
-  _add(
-    records,
-    {
-      'groups': ('group/legality', figures.LIGHT),
-      'validation, free decoding': (_VALID_LEGALITY, figures.MAIN),
-    },
-    pictures,
-    'reinforce_legality',
-    caption=(
-      'Legality: generated IDs that belong to an item, of validation users'
-      ' (free decoding) and of the groups'
-      f' ({"free decoding" if free else "decoding with the trie"}).'
-    ),
-    label='legal IDs',
-    percent=True,
-  )
-  _reward_pictures(settings, records, pictures)
-  _add(
-    records,
-    {
-      'clipped': ('policy/clip_share', figures.MAIN),
-      'early-clipped (A < 0)': ('policy/early_clip_share', figures.BAD),
-      'groups without spread': ('policy/zero_advantage_share', figures.OTHER),
-    },
-    pictures,
-    'reinforce_clip',
-    caption=(
-      'Share of the ratios that give no gradient because of ε, share of those'
-      ' with A < 0 whose old policy was raised (early clip), and share of the'
-      ' groups whose rewards are all equal, which teach nothing.'
-    ),
-    label='share',
-    percent=True,
-  )
-  limits = {f'1 + ε = {1 + settings.clip:g}': 1 + settings.clip}
-  _add(
-    records,
-    {
-      'largest': ('policy/ratio_max', figures.BAD),
-      '99th percentile': ('policy/ratio_p99', figures.MAIN),
-      'mean': ('policy/ratio_mean', figures.OTHER),
-    },
-    pictures,
-    'reinforce_ratio',
-    caption=(
-      'Ratio of the policy to the generator, per step, averaged between log'
-      ' lines.'
-    ),
-    label='ratio',
-    levels={} if settings.loss == 'gbpo' else limits,
-  )
-  _add(
-    records,
-    {
-      'largest': ('policy/kl_max', figures.BAD),
-      '99th percentile': ('policy/kl_p99', figures.MAIN),
-      'mean': ('policy/kl_mean', figures.OTHER),
-      'to the seed model': ('policy/reference_kl', figures.LIGHT),
-    },
-    pictures,
-    'reinforce_kl',
-    caption='KL terms of the policy against the generator, nats.',
-    label='nats',
-  )
-  _add(
-    records,
-    {'distinct items': ('group/distinct_items', figures.MAIN)},
-    pictures,
-    'reinforce_distinct',
-    caption=(
-      f'Different legal IDs per group of {settings.group_size:,} outputs. A'
-      ' fall means that the policy collapses.'
-    ),
-    label='distinct IDs',
-  )
-  _add(
-    records,
-    {
-      'training': ('token_loss', figures.OTHER),
-      'validation': ('valid/token_loss', figures.MAIN),
-    },
-    pictures,
-    'reinforce_loss',
-    caption=(
-      'Next-token loss on the RSFT samples (nats per code), which anchors the'
-      ' model.'
-    ),
-    label='loss',
-  )
-
-
-def _reward_pictures(
-  settings: config.ReinforceConfig,
-  records: Records,
-  pictures: words.Pictures,
-) -> None:
-  target = settings.reward
-  name = predictions.reward_name(target)
-  best = _best_of(records, target)
-  _add(
-    records,
-    {
-      'mean': (f'valid/{target}_mean', figures.PREDICTED),
-      'mean, true': (f'valid/true_{target}_mean', figures.TRUE),
-      **(
-        {
-          best: (f'valid/{target}_{best}', figures.PREDICTED_BEST),
-          f'{best}, true': (f'valid/true_{target}_{best}', figures.TRUE_BEST),
-        }
-        if best
-        else {}
-      ),
-    },
-    pictures,
-    'reinforce_reward',
-    caption=(
-      f'{name} of items generated for validation users. Indigo: predicted,'
-      ' teal: true, where a simulated world knows it.'
-    ),
-    label=name,
-  )
-  _add(
-    records,
-    {
-      'best': ('group/best_reward', figures.PREDICTED_BEST),
-      'mean': ('group/reward', figures.PREDICTED),
-      'mean, true': ('group/true_reward', figures.TRUE),
-    },
-    pictures,
-    'reinforce_group_reward',
-    caption='Rewards of the legal items of the groups that were learnt from.',
-    label='reward',
-  )
-
-
-def _best_of(records: Records, target: str) -> str:
-  """Returns 'pass@32' for the largest K that was logged; '' without any."""
-  start = f'valid/{target}_pass@'
-  sizes = {
-    int(key.removeprefix(start))
-    for record in records
-    for key in record
-    if key.startswith(start)
-  }
-  return f'pass@{max(sizes)}' if sizes else ''
-
-
-# --- Words and tables -------------------------------------------------------
 
 
 def _summary(
   experiment: config.Experiment,
   result: Mapping[str, Any],
   records: Records,
+  intervals: Records,
 ) -> str:
   done = result.get('steps') or max((r['step'] for r in records), default=0)
   total = experiment.reinforce.num_steps
   text = f'{words.count(done)} of {words.count(total)} steps'
-  making, training = (
-    sum(part.values()) for part in (_rollout_seconds(result), _train(result))
-  )
-  if making or training:
+  groups = sum(i.get('groups', 0) for i in intervals)
+  if groups:
+    making = sum(_rollout_seconds(intervals).values())
     text += (
-      f'; making the groups took {log.duration(making)}, training'
-      f' {log.duration(training)}'
+      f'; {words.count(groups)} groups of'
+      f' {experiment.reinforcement.group_size:,} items, made in'
+      f' {log.duration(making)}'
     )
   if not result:
     text += '; the stage is not finished'
@@ -270,15 +82,16 @@ def _summary(
 
 def _verdict(settings: config.ReinforceConfig, records: Records) -> str:
   """Returns what validation said first and last."""
-  parts = []
+  parts, steps = [], set()
   for key, name, form in (
-    (_VALID_LEGALITY, 'legality', words.percent),
+    (reinforce_pictures.LEGALITY, 'legality', words.percent),
     (f'valid/{settings.reward}_mean', 'the predicted reward', words.four),
     (f'valid/true_{settings.reward}_mean', 'the true reward', words.four),
   ):
-    points = _points(records, key)
-    if len(points) > 1:
-      (first, before), (last, after) = points[0], points[-1]
+    found = reinforce_pictures.points(records, key)
+    if len(found) > 1:
+      (first, before), (last, after) = found[0], found[-1]
+      steps.add(first)
       verb = (
         'rose' if after > before else 'fell' if after < before else 'stayed'
       )
@@ -288,10 +101,14 @@ def _verdict(settings: config.ReinforceConfig, records: Records) -> str:
       )
   if not parts:
     return ''
-  return f'Of validation users, {"; ".join(parts)}.'
+  return f'Free decoding for validation users: {"; ".join(parts)}.' + (
+    ' Step 0 is the model before.' if 0 in steps else ''
+  )
 
 
-def _settings(experiment: config.Experiment) -> dict[str, Any]:
+def _settings(
+  experiment: config.Experiment, result: Mapping[str, Any]
+) -> dict[str, Any]:
   """Returns the settings that make the result."""
   r, train = experiment.reinforcement, experiment.reinforce
   loss = f'{r.loss.upper()}, ratio per {r.ratio_level}'
@@ -308,7 +125,7 @@ def _settings(experiment: config.Experiment) -> dict[str, Any]:
       rollouts += f', top-k {r.sample_top_k}'
     if r.sample_top_p < 1:
       rollouts += f', top-p {r.sample_top_p:g}'
-  generator = 'the pre-trained model (off-policy)'
+  generator = 'the model before, fixed (off-policy)'
   if r.generator == 'current':
     generator = (
       f'current policy, synchronised every {r.sync_every_steps:,} steps'
@@ -317,18 +134,10 @@ def _settings(experiment: config.Experiment) -> dict[str, Any]:
   if r.format_weight and r.format_samples:
     kind = 'at random' if r.format_choice == 'random' else 'the most probable'
     form = f'{r.format_samples} of {r.group_size:,}, {kind}'
-  kept = 'all examples'
+  dropped = 'nothing'
   if r.rsft_column is not None:
-    kept = (
-      f'without the lowest {100 * r.rsft_drop_share:g} % of the sessions by'
-      f' {r.rsft_column}'
-    )
-  industrial = 'none'
-  if r.industrial.categories:
-    industrial = (
-      f'{", ".join(r.industrial.categories)}: reward times'
-      f' {r.industrial.factor:g} above a share of'
-      f' {100 * r.industrial.target_share:g} %'
+    dropped = (
+      f'the lowest {100 * r.rsft_drop_share:g} % of sessions by {r.rsft_column}'
     )
   rows = [
     ('policy loss', loss),
@@ -345,14 +154,30 @@ def _settings(experiment: config.Experiment) -> dict[str, Any]:
     ),
     ('generator', generator),
     ('format reward', form),
-    ('suppressed categories', industrial),
-    ('RSFT samples', kept),
+    ('RSFT drops', dropped),
     (
       'training',
       f'{train.num_steps:,} steps of {train.batch_size:,} samples, learning'
       f' rate {train.optimizer.peak_learning_rate:g}',
     ),
   ]
+  chosen = result.get('rsft') or {}
+  if 'examples_before' in chosen:
+    rows.append(
+      (
+        'RSFT examples',
+        f'{words.count(chosen["examples"])} of'
+        f' {words.count(chosen["examples_before"])}',
+      )
+    )
+  if r.industrial.categories:
+    rows.append(
+      (
+        f'suppressed: {", ".join(r.industrial.categories)}',
+        f'reward × {r.industrial.factor:g} above a share of'
+        f' {100 * r.industrial.target_share:g} %',
+      )
+    )
   return {
     'caption': 'Settings',
     'columns': ['setting', 'value'],
@@ -360,30 +185,35 @@ def _settings(experiment: config.Experiment) -> dict[str, Any]:
   }
 
 
-def _rollout_seconds(result: Mapping[str, Any]) -> dict[str, float]:
-  found = (result.get('rollouts') or {}).get('seconds') or {}
-  return {k: float(v) for k, v in found.items() if words.is_known(v)}
+def _rollout_seconds(intervals: Records) -> dict[str, float]:
+  """Returns the seconds of all intervals by kind."""
+  result: dict[str, float] = {}
+  for interval in intervals:
+    for kind, value in (interval.get('seconds') or {}).items():
+      result[kind] = result.get(kind, 0.0) + value
+  return result
 
 
-def _train(result: Mapping[str, Any]) -> dict[str, float]:
-  value = result.get('training_seconds')
-  return {'training': float(value)} if words.is_known(value) else {}
-
-
-def _seconds(result: Mapping[str, Any]) -> dict[str, Any] | None:
-  """Returns where the time went; None before the stage is finished."""
-  making, training = _rollout_seconds(result), _train(result)
-  spent = {f'rollouts: {k.replace("_", " ")}': v for k, v in making.items()}
-  spent |= training
+def _seconds(
+  result: Mapping[str, Any], intervals: Records
+) -> dict[str, Any] | None:
+  """Returns where the time went; of training only once it is finished."""
+  spent = {
+    f'rollouts: {kind.replace("_", "-")}': value
+    for kind, value in _rollout_seconds(intervals).items()
+  }
+  for kind in ('training', 'compile', 'validation'):
+    if words.is_known(result.get(f'{kind}_seconds')):
+      spent[kind] = float(result[f'{kind}_seconds'])
   total = sum(spent.values())
   if not total:
     return None
   return {
-    'caption': 'Time by kind; the share is of rollouts and training',
+    'caption': 'Time by kind',
     'columns': ['kind', 'time', 'share'],
     'rows': [
-      {'cells': [k, words.seconds(v), words.percent(v / total)]}
-      for k, v in spent.items()
+      {'cells': [kind, words.seconds(value), words.percent(value / total)]}
+      for kind, value in spent.items()
     ],
   }
 
@@ -410,9 +240,9 @@ def _last(
     ('policy/early_clip_share', 'early-clipped, of A < 0', words.percent),
     ('policy/log_prob', 'log-probability of an output, nats', words.four),
   ):
-    points = _points(records, key)
-    if points:
-      (_, before), (_, after) = points[0], points[-1]
+    found = reinforce_pictures.points(records, key)
+    if found:
+      (_, before), (_, after) = found[0], found[-1]
       rows.append({'cells': [name, form(before), form(after)]})
   if not rows:
     return None

@@ -21,12 +21,13 @@ LEGALITY = 'valid/legality'
 
 NAMES = (
   'reinforce_legality', 'reinforce_reward', 'reinforce_group_reward',
-  'reinforce_clip', 'reinforce_ratio', 'reinforce_kl', 'reinforce_distinct',
-  'reinforce_loss',
+  'reinforce_components', 'reinforce_clip', 'reinforce_ratio', 'reinforce_kl',
+  'reinforce_distinct', 'reinforce_loss', 'reinforce_industrial',
 )  # fmt: skip
 
 
 def points(records: Records, key: str) -> list[tuple[int, float]]:
+  """Returns step and value of every record in which a scalar is known."""
   return [(r['step'], r[key]) for r in records if words.is_known(r.get(key))]
 
 
@@ -62,13 +63,23 @@ def _add(
 def add_all(
   settings: config.ReinforceConfig,
   records: Records,
+  intervals: Records,
   pictures: words.Pictures,
 ) -> None:
+  """Adds every picture that something was recorded for.
+
+  Args:
+    settings: of the reinforcement.
+    records: of the training; step 0: validation before it.
+    intervals: figures of the groups by the interval they were made for.
+    pictures: of the page.
+  """
+  made = [_flat(i) for i in intervals]
   free = settings.constrain == 'none'
   _add(
     records,
     {
-      'groups': ('group/legality', figures.LIGHT),
+      'groups': ('group/legality', figures.OTHER),
       'validation, free decoding': (LEGALITY, figures.MAIN),
     },
     pictures,
@@ -82,6 +93,7 @@ def add_all(
     percent=True,
   )
   _reward_pictures(settings, records, pictures)
+  _component_pictures(made, pictures)
   _add(
     records,
     {
@@ -210,3 +222,64 @@ def _best_of(records: Records, target: str) -> str:
     if key.startswith(start)
   }
   return f'pass@{max(sizes)}' if sizes else ''
+
+
+# --- Per interval -----------------------------------------------------------
+
+
+def _flat(interval: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns an interval's figures as a record of its first step."""
+  found = interval.get('figures') or {}
+  return {
+    'step': interval['first_step'],
+    **{
+      f'reward/{name}': value.get('mean')
+      for name, value in (found.get('reward') or {}).items()
+    },
+    **{
+      f'industrial/{name}': value
+      for name, value in (found.get('industrial') or {}).items()
+    },
+  }
+
+
+def _component_pictures(made: Records, pictures: words.Pictures) -> None:
+  """Adds all rewards of the generated items, and what was suppressed."""
+  first: dict[str, float] = {}
+  shares = []
+  for record in made:
+    shares.append({'step': record['step']})
+    for key, value in record.items():
+      if key.startswith('reward/') and words.is_known(value):
+        first.setdefault(key, value)
+        if first[key]:
+          shares[-1][key] = value / first[key]
+  report_curves.add_curves(
+    [(0, shares)],
+    {predictions.reward_name(k.removeprefix('reward/')): k for k in first},
+    pictures,
+    'reinforce_components',
+    caption=(
+      'Predicted rewards of the items of the groups, as multiples of those of'
+      ' the first groups: the fused score and every objective.'
+    ),
+    label='multiple',
+  )
+  _add(
+    made,
+    {
+      'share of generated items': ('industrial/share', figures.MAIN),
+      'groups with lowered rewards': (
+        'industrial/groups_suppressed',
+        figures.OTHER,
+      ),
+    },
+    pictures,
+    'reinforce_industrial',
+    caption=(
+      'Suppressed categories: their share of the last generated items, and the'
+      ' share of groups in which it was above the target.'
+    ),
+    label='share',
+    percent=True,
+  )
