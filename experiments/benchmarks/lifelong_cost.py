@@ -33,7 +33,9 @@ _SEASON_EVENTS = 2000
 _LATER_EVENTS = 2000
 _KEPT = 2000  # clusters, and events of the truncation
 _JUDGED = 2000  # events that are looked for
-_MAX_CLUSTER_SIZE = 50
+# (vector size, M).  M = 50 leaves more clusters than are kept; with M = 150
+# nearly all of a history is.
+_CASES = ((64, 50), (128, 50), (64, 150))
 
 Kind = Literal['returning', 'drifting']
 
@@ -74,7 +76,7 @@ def make_history(kind: Kind, *, seed: int) -> Any:
   return topic + place * _TOPICS
 
 
-def measure(dim: int, *, users: int) -> dict[str, Any]:
+def measure(dim: int, max_cluster_size: int, *, users: int) -> dict[str, Any]:
   """Returns seconds and quality over some users of each kind."""
   import numpy as np
 
@@ -84,7 +86,7 @@ def measure(dim: int, *, users: int) -> dict[str, Any]:
   vectors, _ = make_items(dim)
   random = np.random.default_rng(2)
   tags = random.integers(1, 500, (_ITEMS, 4)).astype(np.int32)
-  report: dict[str, Any] = {'dim': dim}
+  report: dict[str, Any] = {'dim': dim, 'max_cluster_size': max_cluster_size}
   kinds: tuple[Kind, ...] = ('returning', 'drifting')
   for kind in kinds:
     seconds: dict[str, list[float]] = {'wall': [], 'cpu': []}
@@ -103,7 +105,7 @@ def measure(dim: int, *, users: int) -> dict[str, Any]:
         history,
         vectors,
         (tags,),
-        max_cluster_size=_MAX_CLUSTER_SIZE,
+        max_cluster_size=max_cluster_size,
         iterations=5,
         max_clusters=_EVENTS,
         random=np.random.default_rng(user),
@@ -140,7 +142,10 @@ def measure(dim: int, *, users: int) -> dict[str, Any]:
         )
       },
     }
-    print(f'dim {dim} {kind}: {json.dumps(report[kind])}', flush=True)
+    print(
+      f'dim {dim} M {max_cluster_size} {kind}: {json.dumps(report[kind])}',
+      flush=True,
+    )
   return report
 
 
@@ -154,13 +159,12 @@ def main() -> None:
   os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
   import numpy as np
 
-  results = [measure(dim, users=arguments.users) for dim in (64, 128)]
+  results = [measure(*case, users=arguments.users) for case in _CASES]
   report = {
     'what': f'hierarchical k-means of {_EVENTS} events, one core',
     'command': 'python -m experiments.benchmarks.lifelong_cost '
     + ' '.join(sys.argv[1:]),
     'events': _EVENTS,
-    'max_cluster_size': _MAX_CLUSTER_SIZE,
     'results': results,
     'machine': f'{os.cpu_count()} CPU cores, {platform.machine()}',
     'load': os.getloadavg()[0],

@@ -283,6 +283,18 @@ def _pathways_problems(e: Experiment) -> Iterator[str]:
       'model.pathways has no events to read: set short_length,'
       ' positive_length or lifelong_length above 0.'
     )
+  if pathways.lifelong_length and model.embed_dim % model.num_heads:
+    yield (
+      f'model.embed_dim={model.embed_dim} is not divisible by'
+      f' model.num_heads={model.num_heads}, as the queries of the lifelong'
+      ' pathway need it.'
+    )
+  for i, feature in enumerate(pathways.events):
+    if not 1 <= feature.buckets < 2**16 - 1:
+      yield (
+        f'model.pathways.events[{i}].buckets={feature.buckets} must lie in'
+        f' 1..{2**16 - 2}.'
+      )
   for path, value, default in (
     ('history_recency', model.history_recency, False),
     ('user_buckets', model.user_buckets, 0),

@@ -9,7 +9,7 @@ class EmbedPart:
   """One block of the item embedding; blocks are standardised, then weighted.
 
   kind: 'array' (a .npy/.npz file, row = item in the order of items.parquet
-  or keyed by item id), 'text' (TF-IDF + truncated SVD), 'minilm' (MiniLM-L6
+  or keyed by item id; of shape [items, T, d], its vector is the mean token), 'text' (TF-IDF + truncated SVD), 'minilm' (MiniLM-L6
   run in JAX from the packaged weights), 'categories' (multi-hot + SVD),
   'cooccurrence' (PPMI of training sequences + SVD), 'swing' (Swing
   item-to-item similarity + SVD).
@@ -19,7 +19,7 @@ class EmbedPart:
     'array', 'text', 'minilm', 'categories', 'cooccurrence', 'swing'
   ] = 'text'
   dim: int = 64  # size of the block after reduction
-  weight: float = 1.0  # norm of the block in the concatenated vector
+  weight: float = 1.0  # norm of the block; `alignment` does not read it
   path: str | None = None  # 'array' only
   window: int = 5  # 'cooccurrence' only: events on each side
 
@@ -50,8 +50,8 @@ class ItemAlignmentConfig:
   item_to_item_neighbours: int = 10  # per item; 0: none
   swing_alpha: float = 1.0
   swing_max_users: int = 500  # users drawn per item, which bounds the cost
-  # Next-token loss on the item's text by a small causal decoder that is given
-  # the queries as prefix; 0 or data without text: none.
+  # Next-token loss (mean per word) on the item's text by a small causal decoder
+  # that is given the queries as prefix; 0 or data without text: none.
   caption_weight: float = 1.0
   caption_tokens: int = 32
   caption_vocabulary: int = 4096  # most frequent words

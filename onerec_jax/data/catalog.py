@@ -64,7 +64,8 @@ def write_tables(
     folder: the workdir's data/.
     interactions: user i32, item i32 (dense), timestamp i64 (microseconds UTC
       or rank within the user), session i64 (only if sessions are cut; null:
-      none), positive bool, split ('train' | 'valid' | 'test': the first split
+      none), exact_time bool (only if some times are placeholders: False),
+      positive bool, split ('train' | 'valid' | 'test': the first split
       that sees the event), then feedback f32 by name; sorted by user and
       time.
     items: item i32 (= row), item_id, title, text (str or null), categories

@@ -176,9 +176,12 @@ def tables(
   if session is not None:
     number = pl.Series('session', session.astype(np.int64))
     added.append(number.replace(-1, None))
+  if data.exact_time is not None:
+    added.append(pl.Series('exact_time', data.exact_time))
   interactions = data.interactions.with_columns(added)
   first = ['user', 'item', 'timestamp', 'positive', 'split']
   first += ['session'] if session is not None else []
+  first += ['exact_time'] if data.exact_time is not None else []
   interactions = interactions.select(*first, pl.exclude(first))
   trained = data.item[(stretch == 0) & data.events.positive]
   train_positives = np.bincount(trained, minlength=len(data.items))

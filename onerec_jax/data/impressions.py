@@ -1,8 +1,8 @@
 """Shown items with what the users did, from events to labelled batches.
 
-Every event of the training stretch is an example of the P-Score model; users
-are held out.  Later stretches (validation, test) are never read.  What a
-model reads of the user is made by user_context.py.
+Every event of the training stretch that has a label is an example of the
+P-Score model; users are held out.  Later stretches (validation, test) are
+never read.  What a model reads of the user is made by user_context.py.
 """
 
 import sys
@@ -64,6 +64,8 @@ def read(
 
     y^x = [v > threshold], v = the tower's feedback column; unknown where v is
 
+  Events without any known label teach nothing and are left out.
+
   Args:
     events: of all users; only those of the split 'train' are used.
     model: towers and share of held-out users.
@@ -80,7 +82,11 @@ def read(
     positions=(np.arange(events.num_events) - first).astype(np.int32),
     items=events.items,
     labels=labels,
-  ).take(events.split == 0)
+  )
+  training = events.split == 0
+  labelled = training & np.isfinite(labels).any(axis=1)
+  # Without any label every tower is a problem, which is named below.
+  shown = shown.take(labelled if labelled.any() else training)
   apart = reward_examples.held_out_users(
     np.unique(shown.users),
     share=model.held_out_share,

@@ -15,7 +15,9 @@ from jaxtyping import Int
 from onerec_jax import config
 
 # All other columns of interactions.parquet are feedback.
-_NOT_FEEDBACK = ('user', 'item', 'timestamp', 'positive', 'split', 'session')
+_NOT_FEEDBACK = (
+  'user', 'item', 'timestamp', 'positive', 'split', 'session', 'exact_time',
+)  # fmt: skip
 
 
 # --- Windows ----------------------------------------------------------------

@@ -6,7 +6,6 @@ candidates of a user share his encoding and never see each other.
 
 import dataclasses
 import functools
-import itertools
 from typing import Any
 from typing import Literal
 from typing import NamedTuple
@@ -23,18 +22,16 @@ from onerec_jax import batch as batch_lib
 from onerec_jax import config as config_lib
 from onerec_jax.model import attention as attention_modules
 from onerec_jax.model import event_embedding
+from onerec_jax.model import interest_search
 from onerec_jax.model import layers
 from onerec_jax.model import parameters
+from onerec_jax.model import towers as towers_lib
 from onerec_jax.ops import attention
 from onerec_jax.ops import dropout
 from onerec_jax.semantic_ids import vocabulary as vocabulary_lib
 
-# Latest events that the short-term attention reads (spec §3.2: L_s).
-_SHORT_EVENTS = 20
-# Hidden units of its weights, as a share of the embedding.
-_SHORT_SHARE = 2
 # What towers read of a candidate: user, item, interest found, short-term
-# interest, mean event, and the products of the last four with the item.
+# interest, mean event, and the products of the last three with the item.
 _PARTS = 8
 _FUSION_PARTS = 3  # beside the towers' states: user, item and their product
 # Dropout sites before the towers: events, candidates, attention weights.
@@ -77,50 +74,6 @@ def pathways_of(
     positive_length=0,
     lifelong_length=0,
   )
-
-
-# --- General search unit ----------------------------------------------------
-
-
-def nearest_events(
-  scores: Float[Array, 'B W N'], mask: Bool[Array, 'B 1 N'], *, count: int
-) -> Bool[Array, 'B W N']:
-  """Returns which events score highest; of equal ones the latest.
-
-  Args:
-    scores: of each event for each candidate, oldest first. [B, W, N]
-    mask: False: no event. [B, 1, N]
-    count: events found, at most.
-  """
-  where = jnp.broadcast_to(mask, scores.shape)
-  if count >= scores.shape[-1]:
-    return where
-  scores = jnp.where(where, scores, -jnp.inf)
-  least = jax.lax.top_k(scores, count)[0][..., -1:]
-  above = scores > least
-  equal = (scores == least) & where
-  left = count - jnp.sum(above, axis=-1, keepdims=True)
-  return (above & where) | (equal & (_places_from_end(equal) <= left))
-
-
-def latest_events(
-  chosen: Bool[Array, 'B W N'], *, count: int
-) -> Bool[Array, 'B W N']:
-  """Returns the last `count` True entries of the last axis."""
-  return chosen & (_places_from_end(chosen) <= count)
-
-
-def _places_from_end(chosen: Bool[Array, 'B W N']) -> Int[Array, 'B W N']:
-  """Returns the number of True entries from each one to the end."""
-  return jnp.cumsum(chosen[..., ::-1], axis=-1)[..., ::-1]
-
-
-def shares_value(
-  events: Int[Array, 'B N V'], candidates: Int[Array, 'B W V']
-) -> Bool[Array, 'B W N']:
-  """Returns whether an event has a value of the candidate; 0 is none."""
-  left, right = candidates[:, :, None, :, None], events[:, None, :, None, :]
-  return jnp.any((left == right) & (left > 0), axis=(-2, -1))
 
 
 # --- Parts ------------------------------------------------------------------
@@ -200,110 +153,6 @@ class UserVector(nn.Module):
     return jnp.einsum('bf,fd->bd', self.features(features, user), self.kernel)
 
 
-class ShortTermAttention(nn.Module):
-  """Sum of the latest events, weighted by a small network.
-
-    u = Σ_n a(v, e_n) e_n,   a(v, e) = w · ReLU(W_v v + W_e e + W_p (v ⊙ e))
-
-  The weights are no softmax: their sum says how much the user cares.
-
-  Reference: Zhou et al. 2018, arXiv:1706.06978 (DIN), eq. 3.
-  """
-
-  embed_dim: int
-
-  def setup(self) -> None:
-    embed, hidden = self.embed_dim, max(1, self.embed_dim // _SHORT_SHARE)
-    self.inner = parameters.declare(
-      self,
-      'inner',
-      (3, embed, hidden),
-      (None, 'embed', 'mlp'),
-      parameters.Initializer(stddev=(3 * embed) ** -0.5),
-    )
-    self.bias = parameters.declare(
-      self, 'bias', (hidden,), ('mlp',), parameters.Initializer(stddev=0.0)
-    )
-    self.outer = parameters.declare(
-      self,
-      'outer',
-      (hidden,),
-      ('mlp',),
-      parameters.Initializer(stddev=1 / (_SHORT_EVENTS * hidden**0.5)),
-    )
-
-  def __call__(
-    self,
-    candidates: Float[Array, 'B W D'],
-    events: Float[Array, 'B N D'],
-    mask: Bool[Array, 'B N'],
-  ) -> Float[Array, 'B W D']:
-    item = jnp.einsum('bwd,df->bwf', candidates, self.inner[0])
-    event = jnp.einsum('bnd,df->bnf', events, self.inner[1])
-    both = jnp.einsum('bwd,bnd,df->bwnf', candidates, events, self.inner[2])
-    hidden = item[:, :, None] + event[:, None] + both
-    hidden = jax.nn.relu(hidden + self.bias[None, None, None])
-    weights = jnp.einsum('bwnf,f->bwn', hidden, self.outer)
-    weights = jnp.where(mask[:, None], weights, 0)
-    return jnp.einsum('bwn,bnd->bwd', weights, events)
-
-
-class Towers(nn.Module):
-  """X networks side by side on the same input, each ending in one logit."""
-
-  count: int  # X
-  input_dim: int
-  hidden_dims: tuple[int, ...]
-  dropout_rate: float
-
-  def setup(self) -> None:
-    widths = (self.input_dim, *self.hidden_dims)
-    zeros = parameters.Initializer(stddev=0.0)
-    declare = functools.partial(parameters.declare, self)
-    # He's scale keeps the variance through the ReLUs.
-    self.kernels = [
-      declare(
-        f'kernel_{i}',
-        (self.count, width, out),
-        ('layers', 'embed', 'mlp'),
-        parameters.Initializer(stddev=(2 / width) ** 0.5),
-      )
-      for i, (width, out) in enumerate(itertools.pairwise(widths))
-    ]
-    self.biases = [
-      declare(f'bias_{i}', (self.count, out), ('layers', 'mlp'), zeros)
-      for i, out in enumerate(widths[1:])
-    ]
-    # Zero: every prediction starts at its bias, and the random vectors behind
-    # it need not be unlearnt first.
-    self.out = declare(
-      'out', (self.count, widths[-1]), ('layers', 'mlp'), zeros
-    )
-    # Rare events need logits far from 0, hence the biases.
-    self.out_bias = declare('out_bias', (self.count,), ('layers',), zeros)
-
-  def __call__(
-    self, x: Float[Array, 'B W I'], seeds: Any
-  ) -> tuple[Float[Array, 'B W X'], Float[Array, 'B W X F']]:
-    """Returns the logits and the last hidden states."""
-    hidden = jnp.broadcast_to(
-      x[:, :, None], (*x.shape[:2], self.count, x.shape[2])
-    )
-    for i, (kernel, bias) in enumerate(
-      zip(self.kernels, self.biases, strict=True)
-    ):
-      # The first layer reads the same input in all towers.
-      hidden = (
-        jnp.einsum('bwi,xif->bwxf', x, kernel)
-        if i == 0
-        else jnp.einsum('bwxi,xif->bwxf', hidden, kernel)
-      )
-      hidden = jax.nn.relu(hidden + bias[None, None])
-      hidden = dropout.drop(hidden, seeds[i], rate=self.dropout_rate)
-    logits = jnp.einsum('bwxf,xf->bwx', hidden, self.out)
-    return logits + self.out_bias[None, None], hidden
-
-
 # --- The model --------------------------------------------------------------
 
 
@@ -372,12 +221,12 @@ class PScore(nn.Module):
         attention_dropout_rate=c.dropout_rate,
       )
     )
-    self.short_attention = ShortTermAttention(embed)
-    self.towers = Towers(
+    self.short_attention = interest_search.ShortTermAttention(embed)
+    self.towers = towers_lib.Towers(
       len(c.towers), _PARTS * embed, c.tower_dims, c.dropout_rate
     )
     last = c.tower_dims[-1] if c.tower_dims else _PARTS * embed
-    self.fusion = Towers(
+    self.fusion = towers_lib.Towers(
       1,
       len(c.towers) * last + _FUSION_PARTS * embed,
       c.fusion_dims,
@@ -409,15 +258,15 @@ class PScore(nn.Module):
     if self.config.search == 'hard':
       assert catalogue.features is not None
       values = catalogue.features.values[0]
-      shared = shares_value(values[events.items], values[items])
-      return latest_events(shared & mask, count=count)
+      shared = interest_search.shares_value(values[events.items], values[items])
+      return interest_search.latest_events(shared & mask, count=count)
     # What is found is a choice, which has no gradient.
     scores = jnp.einsum(
       'bwd,bnd->bwn',
       jax.lax.stop_gradient(targets),
       jax.lax.stop_gradient(vectors),
     )
-    return nearest_events(scores, mask, count=count)
+    return interest_search.nearest_events(scores, mask, count=count)
 
   def __call__(
     self,
@@ -469,7 +318,9 @@ class PScore(nn.Module):
     # Without a single event found the attention is a mean over all events.
     interest = jnp.where(jnp.any(found, axis=-1)[..., None], interest, 0)
     short = self.short_attention(
-      targets, states[:, -_SHORT_EVENTS:], mask[:, -_SHORT_EVENTS:]
+      targets,
+      states[:, -interest_search.SHORT_EVENTS :],
+      mask[:, -interest_search.SHORT_EVENTS :],
     )
     of_user = (
       jnp.broadcast_to(x[:, None], targets.shape) for x in (about, mean)

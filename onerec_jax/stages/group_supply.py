@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 from typing import NamedTuple
 from typing import Protocol
+from typing import runtime_checkable
 
 import numpy as np
 from absl import logging
@@ -28,6 +29,7 @@ _REPORT = 'report.json'  # written last: the interval's files are whole
 _BATCHES_PER_PART = 16
 
 
+@runtime_checkable
 class Maker(Protocol):
   """Makes groups; `groups.GroupMaker`."""
 

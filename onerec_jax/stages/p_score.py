@@ -310,6 +310,8 @@ def _judge(
       'held_out_users': len(np.unique(parts.held_out.users)),
       'held_out_judged': len(rows),
       'held_out_users_judged': len(np.unique(judged.users)),
+      # With those that have no label and are no impressions.
+      'training_events': int((events.split == 0).sum()),
     },
   }
 

@@ -22,6 +22,7 @@ from onerec_jax import metrics
 from onerec_jax import sharding
 from onerec_jax import workdir as workdir_lib
 from onerec_jax.data import catalog
+from onerec_jax.data import event_table
 from onerec_jax.data import examples
 from onerec_jax.data import pipeline
 from onerec_jax.decoding import catalogue_ranking
@@ -226,10 +227,13 @@ def open_examples(
   """
   path = workdir.data / 'examples' / f'{split}.arrayrecord'
   pathways = user_pathways.read(experiment, workdir)
-  return examples.ExampleStore(
+  store = examples.ExampleStore(
     workdir.require(path, 'prepare'),
     contexts=None if pathways is None else pathways.contexts,
   )
+  if pathways is not None:
+    event_table.check_index(pathways.contexts.events, store.index)
+  return store
 
 
 # --- Architectures ----------------------------------------------------------

@@ -131,13 +131,13 @@ def run(
 
 def curves(
   records: Sequence[Mapping[str, Any]],
-) -> dict[str, list[list[float]]]:
-  """Returns what was logged of policy, groups and validation over the steps.
+) -> dict[str, list[list[Any]]]:
+  """Returns what was logged of policy, groups and validation, with the steps.
 
   Args:
     records: of metrics.jsonl.
   """
-  result: dict[str, list[list[float]]] = {}
+  result: dict[str, list[list[Any]]] = {}
   for record in records:
     for name, value in record.items():
       if name.startswith(('policy/', 'group/', 'valid/')) and isinstance(
@@ -384,7 +384,7 @@ def _make_validation(
 
 
 def _means(values: np.ndarray) -> np.ndarray:
-  """Returns the mean of each column's known values; NaN where there are none."""
+  """Returns the mean of each column's known values; NaN: it has none."""
   known = np.isfinite(values)
   total = np.where(known, values, 0).sum(axis=0)
   count = known.sum(axis=0)

@@ -212,8 +212,8 @@ def _pair_table(found: Mapping[str, Any]) -> dict[str, Any]:
       f' ({words.percent(pairs[key] / max(total, 1))})',
     )
     for name, key in (
-      ('pairs from users (a target and an earlier item)', 'user_to_item'),
-      ('pairs from items (Swing neighbours)', 'item_to_item'),
+      ('pairs from users', 'user_to_item'),
+      ('pairs from items (Swing)', 'item_to_item'),
     )
     if key in pairs
   ]
@@ -229,7 +229,10 @@ def _pair_table(found: Mapping[str, Any]) -> dict[str, Any]:
     ('passes over the pairs', words.number(training.get('epochs'), '.1f'))
   )
   return {
-    'caption': 'What the alignment was trained on',
+    'caption': (
+      'What the alignment was trained on; a pair from users is a target and the'
+      ' most similar of the items before it'
+    ),
     'columns': ['figure', 'value'],
     'rows': [{'cells': row} for row in rows if row[1] != words.UNKNOWN],
   }

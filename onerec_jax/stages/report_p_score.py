@@ -112,14 +112,15 @@ def _verdict(towers: Sequence[Mapping[str, Any]]) -> str:
     above = [n for n, g in known.items() if words.direction(g) > 0]
     below = [n for n, g in known.items() if words.direction(g) < 0]
     counts.append(
-      f'{name} is above it for {len(above)} of {len(known)} objectives'
-      f'{_listed(above)} and below for {len(below)}{_listed(below)}'
+      f'{name} is clearly above for {len(above)} of {len(known)} objectives'
+      f'{_listed(above)} and clearly below for {len(below)}{_listed(below)}'
     )
   if not counts:
     return ''
   return (
-    'AUC on held-out users against a logistic regression, counting what a 95 %'
-    f' interval of the difference excludes 0 for: {"; ".join(counts)}.'
+    'Against a logistic regression on the same features, by the AUC on held-out'
+    f' users, {"; ".join(counts)}. “Clearly”: the 95 % interval of the'
+    ' difference excludes 0.'
   )
 
 

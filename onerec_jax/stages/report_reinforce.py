@@ -111,78 +111,85 @@ def _settings(
 ) -> dict[str, Any]:
   """Returns the settings that make the result."""
   r, train = experiment.reinforcement, experiment.reinforce
-  loss = f'{r.loss.upper()}, ratio per {r.ratio_level}'
+  limits = [f'ratio per {r.ratio_level}']
   if r.loss != 'gbpo':
-    loss += f', ε = {r.clip:g}'
+    limits.append(f'ε = {r.clip:g}')
   if r.loss == 'ecpo':
-    loss += f', δ = {r.early_clip:g}'
+    limits.append(f'δ = {r.early_clip:g}')
   if r.loss == 'grpo':
-    loss += f', β = {r.kl_weight:g}'
-  rollouts = 'the best by beam search'
-  if r.rollouts == 'sample':
-    rollouts = f'drawn at temperature {r.temperature:g}'
-    if r.sample_top_k:
-      rollouts += f', top-k {r.sample_top_k}'
-    if r.sample_top_p < 1:
-      rollouts += f', top-p {r.sample_top_p:g}'
-  generator = 'the model before, fixed (off-policy)'
-  if r.generator == 'current':
-    generator = (
-      f'current policy, synchronised every {r.sync_every_steps:,} steps'
-    )
-  form = 'none'
-  if r.format_weight and r.format_samples:
-    kind = 'at random' if r.format_choice == 'random' else 'the most probable'
-    form = f'{r.format_samples} of {r.group_size:,}, {kind}'
-  dropped = 'nothing'
-  if r.rsft_column is not None:
-    dropped = (
-      f'the lowest {100 * r.rsft_drop_share:g} % of sessions by {r.rsft_column}'
-    )
+    limits.append(f'β = {r.kl_weight:g}')
+  drawn = [f'temperature {r.temperature:g}']
+  if r.sample_top_k:
+    drawn.append(f'top-k {r.sample_top_k}')
+  if r.sample_top_p < 1:
+    drawn.append(f'top-p {r.sample_top_p:g}')
   rows = [
-    ('policy loss', loss),
-    ('reward', predictions.reward_name(r.reward)),
-    ('weights', f'λ_rl = {r.weight:g}, λ_fmt = {r.format_weight:g}'),
-    (
+    _row('policy loss', r.loss.upper(), ', '.join(limits)),
+    _row('reward', predictions.reward_name(r.reward)),
+    _row('weights', f'λ_rl = {r.weight:g}, λ_fmt = {r.format_weight:g}'),
+    _row(
       'groups',
-      f'{r.group_size:,} items for {100 * r.user_share:g} % of the samples',
+      f'{r.group_size:,} items',
+      f'for {100 * r.user_share:g} % of the samples',
     ),
-    ('rollouts', rollouts),
-    (
-      'rollouts’ constraint',
-      'none (illegal IDs are seen)' if r.constrain == 'none' else r.constrain,
-    ),
-    ('generator', generator),
-    ('format reward', form),
-    ('RSFT drops', dropped),
-    (
-      'training',
-      f'{train.num_steps:,} steps of {train.batch_size:,} samples, learning'
-      f' rate {train.optimizer.peak_learning_rate:g}',
+    _row('rollouts', 'the best by beam search')
+    if r.rollouts == 'beam'
+    else _row('rollouts', 'drawn at random', ', '.join(drawn)),
+    _row('constraint', 'none', 'illegal IDs are seen')
+    if r.constrain == 'none'
+    else _row('constraint', r.constrain),
+    _row(
+      'generator',
+      'current policy',
+      f'synchronised every {r.sync_every_steps:,} steps',
+    )
+    if r.generator == 'current'
+    else _row('generator', 'the model before', 'off-policy'),
+    _row(
+      'format reward',
+      f'{r.format_samples} of {r.group_size:,}',
+      'at random' if r.format_choice == 'random' else 'the most probable',
+    )
+    if r.format_weight and r.format_samples
+    else _row('format reward', 'none'),
+    _row('RSFT drops', 'nothing')
+    if r.rsft_column is None
+    else _row(
+      'RSFT drops',
+      f'lowest {100 * r.rsft_drop_share:g} % of sessions',
+      f'by {r.rsft_column}',
     ),
   ]
   chosen = result.get('rsft') or {}
   if 'examples_before' in chosen:
-    rows.append(
-      (
-        'RSFT examples',
-        f'{words.count(chosen["examples"])} of'
-        f' {words.count(chosen["examples_before"])}',
-      )
+    kept, given = (
+      words.count(chosen[key]) for key in ('examples', 'examples_before')
     )
+    rows.append(_row('RSFT examples', f'{kept} of {given}'))
   if r.industrial.categories:
     rows.append(
-      (
+      _row(
         f'suppressed: {", ".join(r.industrial.categories)}',
-        f'reward × {r.industrial.factor:g} above a share of'
-        f' {100 * r.industrial.target_share:g} %',
+        f'reward × {r.industrial.factor:g}',
+        f'above a share of {100 * r.industrial.target_share:g} %',
       )
     )
+  rows.append(
+    _row(
+      'training',
+      f'{train.num_steps:,} steps of {train.batch_size:,} samples',
+      f'learning rate {train.optimizer.peak_learning_rate:g}',
+    )
+  )
   return {
     'caption': 'Settings',
     'columns': ['setting', 'value'],
-    'rows': [{'cells': row} for row in rows],
+    'rows': rows,
   }
+
+
+def _row(name: str, text: str, small: str = '') -> dict[str, Any]:
+  return {'cells': [name, words.cell(text, small)]}
 
 
 def _rollout_seconds(intervals: Records) -> dict[str, float]:
@@ -238,7 +245,11 @@ def _last(
     ),
     ('policy/clip_share', 'clipped ratios', words.percent),
     ('policy/early_clip_share', 'early-clipped, of A < 0', words.percent),
-    ('policy/log_prob', 'log-probability of an output, nats', words.four),
+    (
+      'policy/log_prob',
+      'log-probability of an output, nats',
+      lambda v: words.fixed(v, 2).replace('-', '−'),
+    ),
   ):
     found = reinforce_pictures.points(records, key)
     if found:

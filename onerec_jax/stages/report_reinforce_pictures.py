@@ -246,7 +246,7 @@ def _flat(interval: Mapping[str, Any]) -> dict[str, Any]:
 def _component_pictures(made: Records, pictures: words.Pictures) -> None:
   """Adds all rewards of the generated items, and what was suppressed."""
   first: dict[str, float] = {}
-  shares = []
+  shares: list[dict[str, Any]] = []
   for record in made:
     shares.append({'step': record['step']})
     for key, value in record.items():
@@ -256,7 +256,10 @@ def _component_pictures(made: Records, pictures: words.Pictures) -> None:
           shares[-1][key] = value / first[key]
   report_curves.add_curves(
     [(0, shares)],
-    {predictions.reward_name(k.removeprefix('reward/')): k for k in first},
+    {  # the fused score first, whatever the order in the file
+      predictions.reward_name(key.removeprefix('reward/')): key
+      for key in sorted(first, key=lambda k: k != 'reward/p_score')
+    },
     pictures,
     'reinforce_components',
     caption=(

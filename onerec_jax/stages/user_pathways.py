@@ -34,26 +34,7 @@ def read(
     experiment.model.encoder != 'pathways'
   ):
     return None
-  return make(experiment, experiment.model.pathways, workdir)
-
-
-def make(
-  experiment: config.Experiment,
-  pathways: config.PathwaysConfig,
-  workdir: workdir_lib.Workdir,
-) -> UserPathways:
-  """Returns the features and contexts of any pathways.
-
-  Args:
-    experiment: settings of the stage `lifelong`.
-    pathways: which features and lengths.
-    workdir: of the run.
-
-  Raises:
-    FileNotFoundError: a stage has not run; says which.
-    ValueError: a configured feature does not exist.
-  """
-  del experiment
+  pathways = experiment.model.pathways
   workdir.require(workdir.data / 'interactions.parquet', 'prepare')
   events = event_table.read(workdir.data)
   features = features_lib.make_features(workdir.data, events, pathways)

@@ -73,6 +73,19 @@ def test_every_event_of_the_training_stretch_is_one_impression():
   assert seen == wanted
 
 
+def test_events_without_any_label_are_left_out():
+  events = _events()
+  events.feedback['is_like'][::3] = np.nan
+  known = np.isfinite(events.feedback['is_like'])
+  known |= np.isfinite(events.feedback['watch_time'])
+  parts = lib.read(events, model=_MODEL, seed=0)
+  assert not known.all()
+  assert sum(len(p.users) for p in parts) == (known & (events.split == 0)).sum()
+  # Positions still count all events.
+  place = events.offsets[parts.train.users] + parts.train.positions
+  np.testing.assert_array_equal(events.items[place], parts.train.items)
+
+
 def test_labels_are_above_the_threshold_and_unknown_ones_stay_unknown():
   events = _events()
   train, _ = lib.read(events, model=_MODEL, seed=0)
@@ -114,6 +127,14 @@ def test_every_bad_tower_is_named_with_what_to_change():
   assert "'never' > 0 is False in all" in lines[1]
   assert 'change threshold' in lines[1]
   assert "column 'void' is unknown in all" in lines[2]
+
+
+def test_columns_without_any_value_are_named():
+  events = _events()
+  for values in events.feedback.values():
+    values[:] = np.nan
+  with pytest.raises(ValueError, match="'is_like' is unknown in all"):
+    lib.read(events, model=_MODEL, seed=0)
 
 
 def test_too_few_users_to_hold_out_names_the_setting():

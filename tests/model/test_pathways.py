@@ -98,6 +98,14 @@ def make_context(seed=0):
 
 
 CONTEXT = make_context()
+
+
+def with_clusters(count):
+  """CONTEXT with the latest clusters only."""
+  latest = jax.tree.map(lambda x: x[:, LIFELONG - count :], CONTEXT.lifelong)
+  return dataclasses.replace(CONTEXT, lifelong=latest if count else None)
+
+
 FEATURES = batch.ItemFeatures(
   (np.random.default_rng(3).integers(0, 7, (ITEMS, 2)).astype(np.int32),)
 )
@@ -145,8 +153,8 @@ def make_case(mesh=None, *, location='decoder', pathways=None, **changes):
   c = dataclasses.replace(CONFIG, moe=moe, pathways=read, **changes)
   model = pathway_encoder.PathwayEncoder(c, SIZES, mesh)
   context = CONTEXT
-  if not read.lifelong_length:
-    context = dataclasses.replace(context, lifelong=None)
+  if read.lifelong_length < LIFELONG:
+    context = with_clusters(read.lifelong_length)
   bias = BIAS if location == 'both' else None
   boxes = jax.eval_shape(
     lambda key, *inputs: model.init(
@@ -307,6 +315,18 @@ def test_what_padding_holds_changes_nothing(case):
   np.testing.assert_array_equal(case(other)[0].states, case()[0].states)
 
 
+def test_padded_clusters_are_as_good_as_absent(case):
+  few = np.asarray(CONTEXT.lifelong.mask.sum(1) <= 3)
+  assert 1 < few.sum() < B
+  got = make_case(pathways={'lifelong_length': 3})(with_clusters(3))[0].states
+  np.testing.assert_allclose(
+    np.asarray(got)[few],
+    np.asarray(case()[0].states)[few],
+    rtol=1e-5,
+    atol=1e-5,
+  )
+
+
 def test_a_user_without_events_is_one_token_with_finite_gradients(case):
   encoded, _ = case()
   np.testing.assert_array_equal(
@@ -358,8 +378,9 @@ def test_item_ids_have_a_table_of_their_own():
   def refuse(items):
     raise AssertionError('semantic IDs are not read')
 
-  context = dataclasses.replace(CONTEXT, lifelong=None)
-  context, user, features = jax.tree.map(jnp.asarray, (context, USER, FEATURES))
+  context, user, features = jax.tree.map(
+    jnp.asarray, (with_clusters(0), USER, FEATURES)
+  )
   encoded, _ = jax.jit(
     lambda params: case.model.apply(
       {'params': params}, context, user, refuse, features, None, None

@@ -91,7 +91,7 @@ def test_item_vectors_of_other_items_are_refused(prepared, tmp_path):
   other.stage('embed')
   with other.embeddings.open('wb') as file:
     np.savez(file, embeddings=np.zeros((3, 2)))
-  with pytest.raises(ValueError, match='3 rows.*run the stage `embed` again'):
+  with pytest.raises(ValueError, match=r'3 rows.*run the stage `embed` again'):
     lifelong.run(_EXPERIMENT, other)
 
 

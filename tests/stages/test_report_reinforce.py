@@ -222,6 +222,7 @@ def test_components_are_multiples_of_the_first_groups(
     workdir.folder('reinforce') / 'rollouts.json', {'intervals': made}
   )
   report_reinforce.section(EXPERIMENT, workdir, None, pictures)
+  assert list(drawn['multiple']) == ['P-Score', 'ltr']
   steps, values = drawn['multiple']['P-Score']
   assert steps == [10, 20, 30]
   assert values == pytest.approx([1, 0.36 / 0.33, 0.39 / 0.33])
@@ -235,13 +236,10 @@ def test_suppression_is_shown_where_there_is_any(tmp_path, pictures):
     workdir.folder('reinforce') / 'rollouts.json',
     {'intervals': intervals(industrial=True)},
   )
-  industrial = config.IndustrialRewardConfig(categories=('viral',))
-  section = report_reinforce.section(
-    changed(industrial=industrial), workdir, None, pictures
-  )
+  section = report_reinforce.section(EXPERIMENT, workdir, None, pictures)
   assert section['names'][-1] == 'reinforce_industrial'
-  rows = {r['cells'][0]: r['cells'][1] for r in section['settings']['rows']}
-  assert rows['suppressed: viral'] == 'reward × 0.5 above a share of 10 %'
+  alt = pictures.found['reinforce_industrial']['alt']
+  assert 'share of generated items 0.2 and 0.2' in alt
 
 
 def test_lines_far_apart_have_a_log_axis():
@@ -292,45 +290,57 @@ def test_the_verdict_tells_first_and_last_validation(tmp_path, pictures):
 
 
 def settings_of(experiment, workdir, pictures, result=None) -> dict:
-  """The table of settings by name."""
+  """The table of settings by name; what stands small in brackets."""
   table = report_reinforce.section(experiment, workdir, result, pictures)[
     'settings'
   ]
-  return {r['cells'][0]: r['cells'][1] for r in table['rows']}
+  return {
+    name: f'{cell["text"]} ({cell["small"]})' if cell['small'] else cell['text']
+    for name, cell in (row['cells'] for row in table['rows'])
+  }
 
 
 def test_the_settings_that_matter_are_told(tmp_path, pictures):
   workdir = workdir_lib.Workdir(tmp_path)
   write_training(workdir)
   rows = settings_of(EXPERIMENT, workdir, pictures, reinforce_result())
-  assert rows == {
-    'policy loss': 'ECPO, ratio per sequence, ε = 0.2, δ = 0.1',
-    'reward': 'P-Score',
-    'weights': 'λ_rl = 1, λ_fmt = 1',
-    'groups': '32 items for 25 % of the samples',
-    'rollouts': 'the best by beam search',
-    'rollouts’ constraint': 'none (illegal IDs are seen)',
-    'generator': 'current policy, synchronised every 10 steps',
-    'format reward': '5 of 32, at random',
-    'RSFT drops': 'the lowest 50 % of sessions by watch_time',
-    'RSFT examples': '450 of 900',
-    'training': '40 steps of 64 samples, learning rate 0.0002',
-  }
+  assert list(rows.items()) == [
+    ('policy loss', 'ECPO (ratio per sequence, ε = 0.2, δ = 0.1)'),
+    ('reward', 'P-Score'),
+    ('weights', 'λ_rl = 1, λ_fmt = 1'),
+    ('groups', '32 items (for 25 % of the samples)'),
+    ('rollouts', 'the best by beam search'),
+    ('constraint', 'none (illegal IDs are seen)'),
+    ('generator', 'current policy (synchronised every 10 steps)'),
+    ('format reward', '5 of 32 (at random)'),
+    ('RSFT drops', 'lowest 50 % of sessions (by watch_time)'),
+    ('RSFT examples', '450 of 900'),
+    ('training', '40 steps of 64 samples (learning rate 0.0002)'),
+  ]
   other = changed(
     loss='grpo', kl_weight=0.1, rollouts='sample', sample_top_k=20,
     sample_top_p=0.9, temperature=0.8, constrain='trie',
     generator='pretrained', format_weight=0.0, rsft_column=None,
+    reward='ltr', industrial=config.IndustrialRewardConfig(categories=('ad',)),
   )  # fmt: skip
   rows = settings_of(other, workdir, pictures)
-  assert rows['policy loss'] == 'GRPO, ratio per sequence, ε = 0.2, β = 0.1'
-  assert rows['rollouts'] == 'drawn at temperature 0.8, top-k 20, top-p 0.9'
-  assert rows['rollouts’ constraint'] == 'trie'
-  assert rows['generator'] == 'the model before, fixed (off-policy)'
-  assert rows['format reward'] == 'none'
-  assert rows['RSFT drops'] == 'nothing'
-  assert settings_of(changed(loss='gbpo'), workdir, pictures)[
-    'policy loss'
-  ] == ('GBPO, ratio per sequence')
+  assert list(rows.items()) == [
+    ('policy loss', 'GRPO (ratio per sequence, ε = 0.2, β = 0.1)'),
+    ('reward', 'ltr'),
+    ('weights', 'λ_rl = 1, λ_fmt = 0'),
+    ('groups', '32 items (for 25 % of the samples)'),
+    ('rollouts', 'drawn at random (temperature 0.8, top-k 20, top-p 0.9)'),
+    ('constraint', 'trie'),
+    ('generator', 'the model before (off-policy)'),
+    ('format reward', 'none'),
+    ('RSFT drops', 'nothing'),
+    ('suppressed: ad', 'reward × 0.5 (above a share of 10 %)'),
+    ('training', '40 steps of 64 samples (learning rate 0.0002)'),
+  ]
+  rows = settings_of(changed(loss='gbpo'), workdir, pictures)
+  assert rows['policy loss'] == 'GBPO (ratio per sequence)'
+  rows = settings_of(changed(format_choice='top'), workdir, pictures)
+  assert rows['format reward'] == '5 of 32 (the most probable)'
 
 
 def test_seconds_are_split_by_kind(tmp_path, pictures):
@@ -354,6 +364,7 @@ def test_seconds_are_split_by_kind(tmp_path, pictures):
   rows = {r['cells'][0]: r['cells'][1:] for r in section['last']['rows']}
   assert rows['groups without spread'] == ['10.0 %', '10.0 %']
   assert rows['distinct IDs per group of 32'] == ['29.0', '26.0']
+  assert rows['log-probability of an output, nats'] == ['−6.00', '−6.00']
 
 
 def test_a_reinforcement_that_was_cut_off_shows_what_it_has(tmp_path, pictures):
