@@ -9,10 +9,10 @@ class EmbedPart:
   """One block of the item embedding; blocks are standardised, then weighted.
 
   kind: 'array' (a .npy/.npz file, row = item in the order of items.parquet
-  or keyed by item id; of shape [items, T, d], its vector is the mean token), 'text' (TF-IDF + truncated SVD), 'minilm' (MiniLM-L6
-  run in JAX from the packaged weights), 'categories' (multi-hot + SVD),
-  'cooccurrence' (PPMI of training sequences + SVD), 'swing' (Swing
-  item-to-item similarity + SVD).
+  or keyed by item id; of shape [items, T, d], its vector is the mean token),
+  'text' (TF-IDF + truncated SVD), 'minilm' (MiniLM-L6 run in JAX from the
+  packaged weights), 'categories' (multi-hot + SVD), 'cooccurrence' (PPMI of
+  training sequences + SVD), 'swing' (Swing item-to-item similarity + SVD).
   """
 
   kind: Literal[

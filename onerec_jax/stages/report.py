@@ -58,7 +58,8 @@ def run(
     'subtitle': _subtitle(experiment, results['prepare']),
     'meta': _meta(experiment, results),
     'cards': _cards(evaluated, trained, cause=cause),
-    'results': evaluated and report_evaluation.results(evaluated, pictures),
+    'results': evaluated
+    and report_evaluation.results(evaluated, pictures, cause=cause),
     'slices': evaluated and report_evaluation.slices(evaluated, pictures),
     'users': evaluated and report_evaluation.users(evaluated),
     'training': report_training.training(

@@ -12,9 +12,18 @@ from onerec_jax.stages import report_words as words
 
 
 def results(
-  result: Mapping[str, Any], pictures: words.Pictures
+  result: Mapping[str, Any],
+  pictures: words.Pictures,
+  *,
+  cause: str = 'Alignment',
 ) -> dict[str, Any]:
-  """Returns what the section on results shows."""
+  """Returns what the section on results shows.
+
+  Args:
+    result: of the stage `evaluate`.
+    pictures: of the page.
+    cause: what came between the pre-trained and the final model.
+  """
   k = result['headline_k']
   recall = f'recall@{k}'
   methods, scores = result['methods'], result['metrics']
@@ -32,7 +41,7 @@ def results(
     + ', '.join(f'{name} {words.four(v["mean"])}' for name, v in bars),
     caption=f'Recall@{k} by item with 95 % intervals.'
     + (
-      ' Light: the same model before alignment, which is no floor.'
+      f' Light: the same model before {cause.lower()}, which is no floor.'
       if predictions.BEFORE in scores
       else ''
     ),
@@ -68,7 +77,7 @@ def results(
       ' events only.'
     ),
     'verdict': _verdict(difference, ours, best, recall),
-    'alignment': _alignment(result, recall),
+    'alignment': _alignment(result, recall, cause),
     'ranking': {
       'columns': [
         'method', words.label(recall), '95 %', 'by ID',
@@ -93,7 +102,7 @@ def results(
     'legality': (
       f'{100 * result["legality"]:.2f} % of {result["hypotheses"]:,} generated'
       f' hypotheses are items of the catalogue (beam {result["num_beams"]},'
-      f' constraint: {result["constrained"]}){_legality_before(result)}.'
+      f' constraint: {result["constrained"]}){_legality_before(result, cause)}.'
       f' {result["empty_results"]:,}'
       f' users got no answer, {result["short_results"]:,} a short list.'
     ),
@@ -127,24 +136,26 @@ def _verdict(
   )
 
 
-def _alignment(result: Mapping[str, Any], metric: str) -> str:
-  """Returns what alignment did to the ranking; '' without alignment."""
+def _alignment(result: Mapping[str, Any], metric: str, cause: str) -> str:
+  """Returns what `cause` did to the ranking; '' where nothing came between."""
   differences = result.get('difference_to_before')
   if not differences:
     return ''
   difference = differences[metric]
   verb = {1: 'raised', -1: 'lowered', 0: 'did not clearly change'}
   return (
-    f'Alignment {verb[words.direction(difference)]} {words.label(metric)}:'
+    f'{cause} {verb[words.direction(difference)]} {words.label(metric)}:'
     f' {words.signed(difference["mean"])}, 95 % interval'
     f' {words.signed_bounds(difference)} (paired over users). It is trained'
-    ' for the reward of sessions, not for this ranking.'
+    ' for rewards, not for this ranking.'
   )
 
 
-def _legality_before(result: Mapping[str, Any]) -> str:
+def _legality_before(result: Mapping[str, Any], cause: str) -> str:
   before = (result.get('legality_by_model') or {}).get(predictions.BEFORE)
-  return '' if before is None else f', {100 * before:.2f} % before alignment'
+  if before is None:
+    return ''
+  return f', {100 * before:.2f} % before {cause.lower()}'
 
 
 def _quality(result: Mapping[str, Any]) -> dict[str, Any]:

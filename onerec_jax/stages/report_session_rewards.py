@@ -10,6 +10,7 @@ from typing import Any
 
 from onerec_jax.stages import predictions
 from onerec_jax.stages import report_alignment_figures as figures
+from onerec_jax.stages import report_reward_table as reward_table
 from onerec_jax.stages import report_words as words
 
 _TRUE = 'true_'
@@ -27,10 +28,8 @@ def section(
   found = (evaluated or {}).get('session_rewards')
   if not evaluated or not found:
     return None
-  ours, base = predictions.OURS, found['base']
-  compared = base != ours and base in found['methods']
   columns = found['columns']
-  changes = _changes(found, ours, base) if compared else {}
+  changes = reward_table.changes(found)
   if changes:
     predicted, true = (
       {_shown(c): v for c, v in changes.items() if is_true(c) == wanted}
@@ -50,7 +49,7 @@ def section(
         + (' Indigo: predicted, teal: true.' if true else '')
       ),
     )
-  titles = {m: _title(evaluated, m) for m in found['methods']}
+  titles = reward_table.titles(evaluated, found)
   return {
     'protocol': (
       f'For every user, {found["sessions_per_user"]} sessions of'
@@ -63,9 +62,16 @@ def section(
         else ''
       )
     ),
-    'verdict': _verdict(found, ours, base) if compared else '',
+    'verdict': _verdict(found),
     'tables': [
-      _table(found, titles, chosen, ours=ours, base=base, caption=caption)
+      reward_table.table(
+        found,
+        titles,
+        chosen,
+        caption=caption,
+        name=_shown,
+        left_out=('users_without_session', 'a legal session'),
+      )
       for caption, chosen in (
         (
           'Predicted by the reward model',
@@ -82,10 +88,7 @@ def section(
 def cards(evaluated: Mapping[str, Any] | None) -> list[dict[str, str]]:
   """Returns two cards: what alignment changed; none without alignment."""
   found = (evaluated or {}).get('session_rewards')
-  if not found or found['base'] == predictions.OURS:
-    return []
-  ours, base = predictions.OURS, found['base']
-  changes = _changes(found, ours, base)
+  changes = reward_table.changes(found) if found else {}
   wanted = ('reward_mean', 'true_reward_mean', 'reward_max')
   names = {
     'reward_mean': 'Predicted reward',
@@ -95,9 +98,9 @@ def cards(evaluated: Mapping[str, Any] | None) -> list[dict[str, str]]:
   return [
     {
       'label': names[column],
-      'value': _percents(changes[column]['mean']),
-      'note': f'{_percents(changes[column]["low"])} to'
-      f' {_percents(changes[column]["high"])} by alignment',
+      'value': reward_table.percents(changes[column]['mean']),
+      'note': f'{reward_table.percents(changes[column]["low"])} to'
+      f' {reward_table.percents(changes[column]["high"])} by alignment',
     }
     for column in [c for c in wanted if c in changes][:2]
   ]
@@ -108,114 +111,24 @@ def _shown(column: str) -> str:
   return column.removeprefix(_TRUE).replace('_', ' ')
 
 
-def _percents(share: float) -> str:
-  return f'{100 * share:+.1f} %'.replace('-', '−')
-
-
-def _title(evaluated: Mapping[str, Any], method: str) -> str:
-  known = (evaluated.get('methods') or {}).get(method) or {}
-  return known.get('title', method)
-
-
-def _changes(
-  found: Mapping[str, Any], ours: str, base: str
-) -> dict[str, dict[str, float]]:
-  """Returns the differences as shares of the mean before, where it is > 0."""
-  changes = {}
-  for column in found['columns']:
-    difference = found['methods'][ours]['difference'].get(column) or {}
-    before = found['methods'][base]['figures'][column]['mean']
-    bounds = [difference.get(k) for k in ('mean', 'low', 'high')]
-    if (
-      words.is_known(before) and before > 0 and all(map(words.is_known, bounds))
-    ):
-      changes[column] = {
-        k: v / before
-        for k, v in zip(('mean', 'low', 'high'), bounds, strict=True)
-      }
-  return changes
-
-
-def _verdict(found: Mapping[str, Any], ours: str, base: str) -> str:
+def _verdict(found: Mapping[str, Any]) -> str:
   """Returns a sentence on the mean reward, predicted and true."""
+  if reward_table.base_of(found) is None:
+    return ''
   parts = []
   for column, name in (
     ('reward_mean', 'predicted'),
     ('true_reward_mean', 'true'),
   ):
-    difference = found['methods'][ours]['difference'].get(column)
+    difference = found['methods'][predictions.OURS]['difference'].get(column)
     if difference is None:
       continue
     verb = {1: 'raised', -1: 'lowered', 0: 'did not clearly change'}
-    before = found['methods'][base]['figures'][column]['mean']
     parts.append(
       f'{verb[words.direction(difference)]} the {name} reward'
-      f' ({words.difference(difference)},'
-      f' {words.relative(difference, before)}; 95 % interval'
-      f' {words.difference_bounds(difference)})'
+      f' ({reward_table.moved(found, column)})'
     )
   return f'Alignment {" and ".join(parts)}.' if parts else ''
-
-
-def _table(
-  found: Mapping[str, Any],
-  titles: Mapping[str, str],
-  columns: Sequence[str],
-  *,
-  ours: str,
-  base: str,
-  caption: str,
-) -> dict[str, Any]:
-  """Returns one row per reward, one column per model."""
-  order = [base, *(m for m in found['methods'] if m != base)]
-  compared = [m for m in order if m == ours and m != base]
-  rows = []
-  for column in columns:
-    cells = {m: found['methods'][m]['figures'][column] for m in order}
-    digits = words.decimals(c['mean'] for c in cells.values())
-    row = [
-      _shown(column),
-      *(
-        words.cell(
-          words.fixed(c['mean'], digits), words.plus_minus(c['std'], digits)
-        )
-        for c in cells.values()
-      ),
-    ]
-    for method in compared:
-      difference = found['methods'][method]['difference'][column]
-      row += [
-        words.cell(
-          words.difference(difference, digits),
-          words.difference_bounds(difference, digits),
-        ),
-        words.relative(difference, cells[base]['mean']),
-      ]
-    rows.append({'cells': row})
-  without = [
-    f'{titles[m]}: {found["methods"][m].get("users_without_session", 0):,}'
-    for m in order
-    if found['methods'][m].get('users_without_session')
-  ]
-  users = found['methods'][ours].get('users')
-  return {
-    'sticky': True,
-    'caption': (
-      f'{caption}; {words.count(users)} users, ± over'
-      f' {words.count(found.get("resamples"))} resamples'
-      + (
-        f'; users without a legal session: {", ".join(without)}'
-        if without
-        else ''
-      )
-    ),
-    'columns': [
-      'reward',
-      *(titles[m] for m in order),
-      *(('difference', 'relative') if compared else ()),
-    ],
-    'rows': rows,
-  }
 
 
 def _legality(
