@@ -177,7 +177,7 @@ def _title(
   if not names:
     return title, f'checkpoint of step {model.step}'
   if not aligned:
-    return f'{title}, pre-trained', f'step {model.step}, before further training'
+    return f'{title}, pre-trained', f'step {model.step}, not trained further'
   return ' + '.join((title, *names)), '; '.join(texts)
 
 
