@@ -22,8 +22,9 @@ quickstart: $(VENV)/.runtime  ## MovieLens-100K, end to end, aligned, with a rep
 	$(RUN) run --config=experiments/quickstart.py --workdir=runs/quickstart
 
 smoke: $(VENV)/.runtime  ## every stage on a simulated world, no download
-	rm -rf runs/smoke
-	$(RUN) run --config=experiments/smoke.py --workdir=runs/smoke
+	rm -rf runs/smoke runs/smoke_tr
+	$(RUN) run --config=experiments/smoke.py:v1 --workdir=runs/smoke
+	$(RUN) run --config=experiments/smoke.py:tr --workdir=runs/smoke_tr
 
 test: lint types pytest  ## everything CI runs
 

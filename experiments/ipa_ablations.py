@@ -26,6 +26,10 @@ def get_config(variant: str = 'r_dpo') -> ml_collections.ConfigDict:
     raise ValueError(f'ipa_ablations:{variant} is not one of {VARIANTS}.')
   config: Any = table1_synthetic.get_config('small')
   config.name = f'ipa_ablations_{variant}'
+  config.pretrain.optimizer.peak_learning_rate = (
+    table1_synthetic.LEARNING_RATES[rows.BASE]
+  )
+  config.preference.weight = table1_synthetic.WEIGHTS['+IPA']
   if variant == 'r_dpo':
     config.sweep.title = 'Share of samples with a pair (Figure 4)'
     config.sweep.base = rows.BASE

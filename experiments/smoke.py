@@ -1,17 +1,83 @@
-"""Every stage on a small simulated world, no download, one to two minutes.
+"""Every stage on a small simulated world, no download, a few minutes.
 
   make smoke
 
-Expect: all stages complete, and a report in runs/smoke/report/report.html.
-The numbers only show that the model learns; the claims are elsewhere.
+`:v1` is OneRec v1 with its reward model and IPA, `:tr` the technical report's
+system with item alignment, all pathways, P-Score and ECPO.  Expect: all stages
+complete, and reports in runs/smoke/ and runs/smoke_tr/.  The numbers only show
+that the models learn; the claims are elsewhere.
 """
 
 import ml_collections
 
+from experiments import onerec_tr_synthetic
 from onerec_jax import config as config_lib
 
+VARIANTS = ('v1', 'tr')
 
-def get_config() -> ml_collections.ConfigDict:
+
+def get_config(variant: str = 'v1') -> ml_collections.ConfigDict:
+  if variant not in VARIANTS:
+    raise ValueError(f'smoke:{variant} is not one of {VARIANTS}.')
+  return _v1() if variant == 'v1' else _technical_report()
+
+
+def _technical_report() -> ml_collections.ConfigDict:
+  config = onerec_tr_synthetic.get_config('small')
+  config.name = 'smoke_tr'
+  config.stages = (
+    'prepare', 'embed', 'tokenize', 'lifelong', 'pretrain', 'p_score',
+    'reinforce', 'evaluate', 'report',
+  )  # fmt: skip
+  config.data.synthetic.num_users = 300
+  config.data.synthetic.num_items = 100
+
+  config.embed.alignment.enabled = True
+  config.embed.alignment.num_queries = 2
+  config.embed.alignment.dim = 32
+  config.embed.alignment.num_layers = 1
+  config.embed.alignment.num_heads = 2
+  config.embed.alignment.mlp_dim = 64
+  config.embed.alignment.caption_tokens = 8
+  config.embed.alignment.caption_dim = 32
+  config.embed.alignment.batch_size = 64
+  config.embed.alignment.num_steps = 60
+
+  config.model.encoder_layers = 1
+  config.model.decoder_layers = 1
+  config.model.pathways.lifelong_length = 8
+  config.model.pathways.lifelong_queries = 2
+  config.model.pathways.lifelong_layers = 1
+  config.lifelong.max_cluster_size = 6
+  config.lifelong.snapshot_events = 20
+  config.lifelong.workers = 1
+
+  config.pretrain.num_steps = 60
+  config.pretrain.log_every_steps = 20
+  config.pretrain.evaluate_every_steps = 60
+  config.pretrain.evaluate_examples = 128
+  config.pretrain.checkpoint_every_steps = 60
+  config.p_score.num_steps = 100
+  config.p_score.log_every_steps = 50
+  config.p_score.evaluate_every_steps = 50
+  config.p_score.checkpoint_every_steps = 50
+  config.reinforcement.group_size = 8
+  config.reinforce.num_steps = 20
+  config.reinforce.evaluate_every_steps = 10
+  config.reinforce.evaluate_examples = 64
+  config.reinforce.checkpoint_every_steps = 10
+
+  config.evaluate.bootstrap_samples = 100
+  config.evaluate.max_examples = 200
+  config.evaluate.decoding.num_beams = 10
+  config.evaluate.p_score.num_items = 8
+  config.evaluate.p_score.pass_at = (1, 8)
+  config.evaluate.p_score.max_users = 100
+  config.evaluate.p_score.legality_users = 50
+  return config
+
+
+def _v1() -> ml_collections.ConfigDict:
   config = config_lib.default_config()
   config.name = 'smoke'
   config.stages = config_lib.V1_STAGES

@@ -75,7 +75,7 @@ def read(
     ValueError: names every tower whose column is absent, or whose label is
       unknown or the same in all training impressions.
   """
-  labels, problems = _labels(events, model.towers)
+  labels, problems = label_events(events, model.towers)
   first = events.offsets[events.user]
   shown = Impressions(
     users=events.user,
@@ -109,10 +109,13 @@ def read(
   return parts
 
 
-def _labels(
+def label_events(
   events: event_table.EventTable, towers: tuple[config.PScoreTower, ...]
-) -> tuple[np.ndarray, dict[int, str]]:
-  """Returns labels [E, X] and what is wrong, by place of the tower."""
+) -> tuple[Float[np.ndarray, 'E X'], dict[int, str]]:
+  """Returns the labels of all events, and what is wrong by place of the tower.
+
+  A tower without a column has no known label.
+  """
   labels = np.full((events.num_events, len(towers)), np.nan, np.float32)
   problems = {}
   for x, tower in enumerate(towers):

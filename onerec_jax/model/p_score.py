@@ -21,6 +21,7 @@ from jaxtyping import Int
 from onerec_jax import batch as batch_lib
 from onerec_jax import config as config_lib
 from onerec_jax.model import attention as attention_modules
+from onerec_jax.model import candidate_vectors
 from onerec_jax.model import event_embedding
 from onerec_jax.model import interest_search
 from onerec_jax.model import layers
@@ -34,6 +35,9 @@ from onerec_jax.semantic_ids import vocabulary as vocabulary_lib
 # interest, mean event, and the products of the last three with the item.
 _PARTS = 8
 _FUSION_PARTS = 3  # beside the towers' states: user, item and their product
+# Adam moves a parameter by its rate a step, but few steps see a given item:
+# its biases move faster by this factor.
+_BIAS_SPEED = 4.0
 # Dropout sites before the towers: events, candidates, attention weights.
 _ENDS = 3
 
@@ -43,6 +47,11 @@ class PScoreLogits(NamedTuple):
 
   p: Float[Array, 'B W']  # of the P-Score
   towers: Float[Array, 'B W X']  # in the order of config.towers
+
+
+def feature_dim(config: config_lib.PScoreConfig) -> int:
+  """Returns the width of all features but those of items."""
+  return max(1, config.embed_dim // 4)
 
 
 def pathways_of(
@@ -59,7 +68,7 @@ def pathways_of(
     config: of the P-Score model.
     pathways: of the generator.
   """
-  narrow = max(1, config.embed_dim // 4)
+  narrow = feature_dim(config)
   return dataclasses.replace(
     pathways,
     user_id_buckets=0,
@@ -76,83 +85,6 @@ def pathways_of(
   )
 
 
-# --- Parts ------------------------------------------------------------------
-
-
-class ItemVectors(nn.Module):
-  """v = Σ_l code embedding + item embedding + s Σ_q item feature embedding.
-
-  s makes v start with unit variance.  The item embedding starts at 0, so that
-  an item that is hardly ever shown is what its codes and features say.
-  """
-
-  embed_dim: int
-  pathways: config_lib.PathwaysConfig
-  sizes: batch_lib.FeatureSizes
-  vocabulary: vocabulary_lib.Vocabulary
-
-  def setup(self) -> None:
-    parts = self.vocabulary.levels + len(self.pathways.items)
-    self.scale = parts**-0.5
-    self.code_embedding = parameters.declare(
-      self,
-      'code_embedding',
-      (self.vocabulary.size, self.embed_dim),
-      ('vocab', 'embed'),
-      parameters.Initializer(stddev=self.scale),
-    )
-    self.item_embedding = parameters.declare(
-      self,
-      'item_embedding',
-      (self.sizes.num_items, self.embed_dim),
-      ('vocab', 'embed'),
-      parameters.Initializer(stddev=0.0),
-    )
-    self.features = event_embedding.ItemFeatureEmbedding(
-      self.pathways, self.sizes
-    )
-
-  def __call__(
-    self, items: Int[Array, '*b'], catalogue: batch_lib.Catalogue
-  ) -> Float[Array, '*b D']:
-    tokens = self.vocabulary.tokens(catalogue.codes[items])
-    x = jnp.sum(self.code_embedding[tokens], axis=-2)
-    x = x + self.item_embedding[items]
-    if self.pathways.items:
-      assert catalogue.features is not None
-      for feature in self.features(items, catalogue.features):
-        x = x + self.scale * feature
-    return x
-
-
-class UserVector(nn.Module):
-  """Linear map of the user's features; without any, zeros."""
-
-  embed_dim: int
-  pathways: config_lib.PathwaysConfig
-  sizes: batch_lib.FeatureSizes
-
-  def setup(self) -> None:
-    features = event_embedding.UserEmbedding(self.pathways, self.sizes)
-    width = features.dim
-    if width:
-      self.features = features
-      self.kernel = parameters.declare(
-        self,
-        'kernel',
-        (width, self.embed_dim),
-        ('embed', 'mlp'),
-        parameters.Initializer(stddev=width**-0.5),
-      )
-
-  def __call__(
-    self, features: Int[Array, 'B U'], user: Int[Array, ' B']
-  ) -> Float[Array, 'B D']:
-    if not self.pathways.users:
-      return jnp.zeros((len(user), self.embed_dim))
-    return jnp.einsum('bf,fd->bd', self.features(features, user), self.kernel)
-
-
 # --- The model --------------------------------------------------------------
 
 
@@ -165,13 +97,14 @@ class PScore(nn.Module):
     l_w  = MultiHead(v_w; e_n, n in G_w)
     s_w  = Σ_n a(v_w, e_n) e_n over the latest 20
     x_w  = [u, v_w, l_w, s_w, v_w ⊙ l_w, v_w ⊙ s_w, m, v_w ⊙ m]
-    z^x  = MLP^x(x_w), h^x its last hidden state
-    p    = σ(MLP([sg(h^1), …, sg(h^X), u', v'_w, u' ⊙ v'_w]))
+    z^x  = MLP^x(x_w) + b^x_w, h^x the network's last hidden state
+    p    = σ(MLP([sg(h^1), …, sg(h^X), u', v'_w, u' ⊙ v'_w]) + b_w)
 
-  with u the user's features, m the mean event, and u', v' from tables of
-  their own.  sg is the identity unless stop_gradient_towers.  The products
-  are what tells an item the user would like from one he would not: attention
-  alone returns an average of the events, near to the item or not.
+  with u the user's features, m the mean event, u', v' from tables of their
+  own, and b of each item, which does the work of counters of the item.
+  sg is the identity unless stop_gradient_towers.  The products are what tells
+  an item the user would like from one he would not: attention alone returns
+  an average of the events, near to the item or not.
 
   Reference: technical report arXiv:2506.13695, section 2.3.1; SIM
   arXiv:2006.05639; fusion arXiv:2505.13894 (Pantheon).
@@ -193,9 +126,15 @@ class PScore(nn.Module):
         " one, or set p_score_model.search='soft'."
       )
     make_items = functools.partial(
-      ItemVectors, embed, self.pathways, self.sizes, self.vocabulary
+      candidate_vectors.ItemVectors,
+      embed,
+      self.pathways,
+      self.sizes,
+      self.vocabulary,
     )
-    make_user = functools.partial(UserVector, embed, self.pathways, self.sizes)
+    make_user = functools.partial(
+      candidate_vectors.UserVector, embed, self.pathways, self.sizes
+    )
     self.items, self.user = make_items(), make_user()
     self.fusion_items, self.fusion_user = make_items(), make_user()
     # Item features are in the item vector already.
@@ -210,6 +149,13 @@ class PScore(nn.Module):
       (width, embed),
       ('embed', 'mlp'),
       parameters.Initializer(stddev=width**-0.5),
+    )
+    self.item_bias = parameters.declare(
+      self,
+      'item_bias',
+      (self.sizes.num_items, _whole_width(len(c.towers) + 1)),
+      ('vocab', 'embed'),
+      parameters.Initializer(stddev=0.0),
     )
     self.event_norm = layers.RMSNorm(embed)
     self.target_norm = layers.RMSNorm(embed)
@@ -341,6 +287,7 @@ class PScore(nn.Module):
     )
     first_fusion = _ENDS + len(self.config.tower_dims)
     towers, hidden = self.towers(shard(x), seeds[_ENDS:first_fusion])
+    biases = _BIAS_SPEED * self.item_bias[items][..., : towers.shape[-1] + 1]
     # --- Fusion ---
     if self.config.stop_gradient_towers:
       hidden = jax.lax.stop_gradient(hidden)
@@ -352,7 +299,12 @@ class PScore(nn.Module):
       [hidden.reshape(*items.shape, -1), about, own, about * own], axis=-1
     )
     p, _ = self.fusion(shard(x), seeds[first_fusion:])
-    return PScoreLogits(p[..., 0], towers)
+    return PScoreLogits(p[..., 0] + biases[..., -1], towers + biases[..., :-1])
+
+
+def _whole_width(width: int) -> int:
+  """Returns a multiple of 8, so that usual meshes can split a large table."""
+  return -(-width // 8) * 8
 
 
 def abstract_params(model: PScore) -> Any:

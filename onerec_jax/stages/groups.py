@@ -201,7 +201,7 @@ class GroupMaker:
       jnp.asarray(groups.rewards), jnp.asarray(counted)
     ).has_spread
     shown = items >= 0
-    report = {
+    report: dict[str, Any] = {
       'groups': len(items),
       'outputs': int(present.sum()),
       'legal': int(groups.legal.sum()),

@@ -19,7 +19,7 @@ from onerec_jax import workdir as workdir_lib
 from onerec_jax.data import event_table
 from onerec_jax.data import impressions as impressions_lib
 from onerec_jax.data import logistic_baseline
-from onerec_jax.data import user_context
+from onerec_jax.data import rated_contexts
 from onerec_jax.model import p_score as model_lib
 from onerec_jax.model import parameters
 from onerec_jax.objectives import p_score as objective_lib
@@ -239,7 +239,7 @@ def _starting_params(
 def _valid_batches(
   experiment: config_lib.Experiment,
   held_out: impressions_lib.Impressions,
-  contexts: user_context.ContextMaker,
+  contexts: rated_contexts.RatedContexts,
 ) -> Sequence[batch_lib.LabelledBatch]:
   """Returns the validation batches, kept in memory; none if never used."""
   if not experiment.p_score.evaluate_every_steps:
@@ -341,7 +341,7 @@ def _baseline(
   parts: impressions_lib.Parts,
   rows: np.ndarray,
   ids: table.SemanticIds,
-  contexts: user_context.ContextMaker,
+  contexts: rated_contexts.RatedContexts,
   *,
   seed: int,
 ) -> list[tuple[np.ndarray, float]]:

@@ -19,6 +19,8 @@ from onerec_jax import sharding
 from onerec_jax import workdir as workdir_lib
 from onerec_jax.data import event_table
 from onerec_jax.data import features as features_lib
+from onerec_jax.data import impressions
+from onerec_jax.data import rated_contexts
 from onerec_jax.data import user_context
 from onerec_jax.model import p_score
 from onerec_jax.objectives import p_score as objective_lib
@@ -50,7 +52,7 @@ def make_contexts(
   experiment: config.Experiment,
   workdir: workdir_lib.Workdir,
   events: event_table.EventTable | None = None,
-) -> user_context.ContextMaker:
+) -> rated_contexts.RatedContexts:
   """Returns what makes the contexts that the P-Score model reads.
 
   Args:
@@ -58,27 +60,30 @@ def make_contexts(
     workdir: of the run.
     events: all events, if they are in memory already.
   """
-  pathways = p_score.pathways_of(
-    experiment.p_score_model, experiment.model.pathways
-  )
+  model = experiment.p_score_model
+  pathways = p_score.pathways_of(model, experiment.model.pathways)
   if events is None:
     events = event_table.read(workdir.data)
-  return user_context.ContextMaker(
-    pathways, features_lib.make_features(workdir.data, events, pathways), events
+  features = features_lib.make_features(workdir.data, events, pathways)
+  labels, _ = impressions.label_events(events, model.towers)
+  return rated_contexts.RatedContexts(
+    user_context.ContextMaker(pathways, features, events),
+    tuple((tower.name, labels[:, x]) for x, tower in enumerate(model.towers)),
+    dim=p_score.feature_dim(model),
   )
 
 
 def make_model(
   experiment: config.Experiment,
   ids: table.SemanticIds,
-  contexts: user_context.ContextMaker,
+  contexts: rated_contexts.RatedContexts,
   mesh: Mesh | None,
 ) -> p_score.PScore:
   """Returns the P-Score model that an experiment trains on these IDs."""
   return p_score.PScore(
     config=experiment.p_score_model,
     pathways=contexts.pathways,
-    sizes=contexts.features.sizes,
+    sizes=contexts.sizes,
     vocabulary=ids.vocabulary(),
     dropout_bits=experiment.p_score.dropout_bits,
     mesh=mesh,
@@ -86,7 +91,7 @@ def make_model(
 
 
 def place_catalogue(
-  ids: table.SemanticIds, contexts: user_context.ContextMaker, mesh: Mesh
+  ids: table.SemanticIds, contexts: rated_contexts.RatedContexts, mesh: Mesh
 ) -> batch_lib.Catalogue:
   """Returns codes and features of all items, whole on every device."""
   catalogue = batch_lib.Catalogue(ids.codes, contexts.features.items)
@@ -109,7 +114,7 @@ class PScoreModel:
     model: p_score.PScore,
     params: object,
     ids: table.SemanticIds,
-    contexts: user_context.ContextMaker,
+    contexts: rated_contexts.RatedContexts,
     mesh: Mesh,
     *,
     batch_size: int,

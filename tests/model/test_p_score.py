@@ -219,7 +219,7 @@ def _reference(p, context, b, item, search_items=3):
   fused, _ = _network(
     p['fusion'], np.concatenate([hidden, about, own, about * own])
   )
-  return np.concatenate([towers, fused])
+  return np.concatenate([towers, fused]) + 4 * p['item_bias'][item, :3]
 
 
 def test_logits_equal_the_formula_written_candidate_by_candidate(params):
@@ -468,7 +468,9 @@ def _reached(gradients):
 def test_the_score_teaches_towers_and_tables_nothing_by_default(params):
   context = _context()
   stopped = _reached(_gradients(params, context, model=_model(), part='p'))
-  assert stopped and all(name.startswith('fusion') for name in stopped)
+  assert 'item_bias' in stopped and 'fusion/kernel_0' in stopped
+  others = stopped - {'item_bias'}
+  assert all(name.startswith('fusion') for name in others)
   joint = _model(stop_gradient_towers=False)
   reached = _reached(_gradients(params, context, model=joint, part='p'))
   assert {'towers/kernel_0', 'items/code_embedding', 'event_kernel'} <= reached

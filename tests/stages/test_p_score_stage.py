@@ -237,7 +237,9 @@ def test_a_score_depends_on_nothing_but_its_user_and_item(loaded):
   )
 
 
-def test_the_shown_event_and_later_ones_do_not_change_its_score(loaded):
+def test_the_shown_event_and_later_ones_do_not_change_its_score(
+  loaded, trained
+):
   events = loaded.contexts.events
   later = np.arange(events.num_events) - events.offsets[events.user] >= 5
   changed = dataclasses.replace(
@@ -250,10 +252,13 @@ def test_the_shown_event_and_later_ones_do_not_change_its_score(loaded):
       for name, values in events.feedback.items()
     },
   )
-  # The features stay: what is fitted on the training stretch is no event.
-  contexts = user_context.ContextMaker(
-    loaded.contexts.pathways, loaded.contexts.features, changed
+  contexts = p_score_model.make_contexts(_EXPERIMENT, trained[0], changed)
+  # What is fitted on the training stretch stays as it was.
+  contexts._contexts = user_context.ContextMaker(
+    loaded.contexts._contexts.pathways, loaded.contexts.features, changed
   )
+  contexts._edges = loaded.contexts._edges
+  contexts._means = loaded.contexts._means
   users, shown = np.arange(8), np.arange(8)[:, None]
 
   def scores(maker, position):
