@@ -28,6 +28,7 @@ _PAGES = ('README.md', 'experiments/benchmarks/README.md')
 _SHOWN = ('recall@5', 'recall@10', 'ndcg@10', 'mrr@10')
 _LIBRARIES = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'polars')
 _NOT_MEASURED = 'not measured'
+_FOLDERS = {'prepare': 'data', 'tokenize': 'tokenizer'}  # where they differ
 
 # --- Keeping a run ----------------------------------------------------------
 
@@ -40,15 +41,18 @@ def collect(workdir: pathlib.Path) -> pathlib.Path:
   }
   if set(stages) == {'sweep'}:
     return _collect_sweep(workdir, stages['sweep'])
-  missing = {'data', 'embed', 'tokenizer', 'pretrain', 'evaluate'} - set(stages)
+  wanted = json.loads((workdir / 'config.json').read_text())['stages']
+  missing = {_FOLDERS.get(s, s) for s in wanted} - set(stages)
   if missing:
     raise SystemExit(f'{workdir} has no result.json of {sorted(missing)}.')
   # Titles belong to the data's owner.
-  stages['evaluate'].pop('examples', None)
-  for entry in (stages['evaluate'].get('session_rewards') or {}).get(
-    'dynamics', []
-  ):
+  evaluated = stages.get('evaluate', {})
+  evaluated.pop('examples', None)
+  for entry in (evaluated.get('session_rewards') or {}).get('dynamics', []):
     entry.pop('item', None)
+  stages['embed'].get('alignment', {}).get('quality', {}).pop(
+    'neighbours', None
+  )
   return _keep(workdir, {'stages': stages})
 
 
@@ -61,7 +65,10 @@ def _collect_sweep(
 def _keep(workdir: pathlib.Path, figures: dict[str, Any]) -> pathlib.Path:
   """Writes figures with the settings, commit and machine they come from."""
   config = json.loads((workdir / 'config.json').read_text())
-  config['data']['path'] = None  # a folder of the machine that ran it
+  # Folders of the machine that ran it.
+  config['data']['path'] = None
+  for part in config['embed']['parts']:
+    part['path'] = None
   commit = subprocess.run(
     ['git', 'rev-parse', '--short', 'HEAD'],
     cwd=_ROOT,
@@ -301,6 +308,73 @@ def item_sweep(name: str, title: str) -> str:
   )
 
 
+def item_alignment(name: str, title: str) -> str:
+  """Returns hit rates of item vectors and the quality of their codes."""
+  run = _run(name)
+  if run is None:
+    return f'**{title}**: {_NOT_MEASURED}.'
+  quality = run['stages']['embed']['alignment']['quality']
+  splits = ('valid', 'test')
+  rows = [
+    [
+      label,
+      *(
+        f'{quality["vectors"][kind][split][metric]:.4f}'
+        for split in splits
+        for metric in ('hit@10', 'ndcg@10')
+      ),
+    ]
+    for label, kind in (
+      ('text vectors', 'unaligned'),
+      ('aligned', 'aligned'),
+    )
+  ]
+  ratios = [quality['aligned_over_unaligned'][split] for split in splits]
+  header = [
+    'vectors',
+    *(f'{s} {m}' for s in splits for m in ('hit@10', 'ndcg@10')),
+  ]
+  codes = []
+  for kind, entry in run['stages']['tokenizer']['quantizers'].items():
+    levels = entry['levels']
+    codes.append(
+      [
+        kind,
+        f'{entry["reconstruction"]["relative"]:.3f}',
+        ' / '.join(f'{level["utilisation"]:.3f}' for level in levels),
+        ' / '.join(f'{level["entropy_nats"]:.3f}' for level in levels),
+        f'{100 * entry["ids"]["collision_share"]:.1f} %',
+      ]
+    )
+  users = quality['vectors']['aligned']['test']['examples']
+  return '\n'.join(
+    [
+      f'**{title}.** Is the next item among the ten nearest to the last one?'
+      f' {users:,} users, what they have is excluded.',
+      '',
+      _table(header, rows),
+      '',
+      'Aligned over unaligned, hit@10: '
+      + '; '.join(
+        f'{split} {r["ratio"]:.2f} × ({r["low"]:.2f} to {r["high"]:.2f})'
+        for split, r in zip(splits, ratios, strict=True)
+      )
+      + '. Codes of the aligned vectors:',
+      '',
+      _table(
+        [
+          'quantizer',
+          'relative error',
+          'utilisation per level',
+          'entropy per level (nats)',
+          'items sharing an ID',
+        ],
+        codes,
+      ),
+    ]
+  )
+
+
 def p_score_model(name: str, title: str) -> str:
   """Returns AUCs of the P-Score model beside the logistic regression."""
   run = _run(name)
@@ -404,6 +478,9 @@ _BLOCKS: dict[str, Callable[[], str]] = {
   ),
   'table1_kuairand': lambda: table_1(
     'table1_kuairand_small', 'KuaiRand-Pure, `:small`'
+  ),
+  'item_alignment': lambda: item_alignment(
+    'item_alignment_beauty', 'Amazon Beauty 2014, item alignment'
   ),
   'tr_rl': lambda: item_sweep(
     'tr_ablations_rl', 'Simulated world, reinforcement learning'
