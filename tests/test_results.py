@@ -17,16 +17,50 @@ def test_unknown_table_is_an_error():
     results.render('<!-- results:nonsense -->\n<!-- /results:nonsense -->')
 
 
-def test_a_changed_figure_changes_the_table(monkeypatch):
-  kept = sorted(results._RUNS.glob('*.json'))
-  assert kept, 'there is no committed run'
-  run = json.loads(kept[0].read_text())
-  monkeypatch.setattr(results, '_run', lambda name: run)
-  before = results.ranking(run['config']['name'], 'x')
-  run['stages']['evaluate']['metrics']['onerec']['recall@10']['mean'] += 0.01
-  assert results.ranking(run['config']['name'], 'x') != before
+def _quickstart(run):
+  return run['stages']['evaluate']['metrics']['onerec']['recall@10'], 'mean'
 
 
-def test_a_run_that_was_not_made_is_called_not_measured(monkeypatch):
+def _alignment(run):
+  quality = run['stages']['embed']['alignment']['quality']
+  return quality['vectors']['aligned']['test'], 'hit@10'
+
+
+def _swt(run):
+  return run['sweep']['rows'][0]['figures']['swt_mean'], 'mean'
+
+
+@pytest.mark.parametrize(
+  ('table', 'name', 'figure'),
+  [
+    (results.ranking, 'quickstart', _quickstart),
+    (results.item_alignment, 'item_alignment_beauty', _alignment),
+    (results.table_1, 'table1_synthetic_full', _swt),
+  ],
+)
+def test_a_changed_figure_changes_the_table(monkeypatch, table, name, figure):
+  run = json.loads((results._RUNS / f'{name}.json').read_text())
+  monkeypatch.setattr(results, '_run', lambda _: run)
+  before = table(name, 'x')
+  place, key = figure(run)
+  place[key] += 0.01
+  assert table(name, 'x') != before
+
+
+@pytest.mark.parametrize(
+  'table',
+  [
+    results.ranking, results.session_rewards, results.table_1,
+    results.item_sweep, results.p_score_model, results.item_alignment,
+  ],
+)  # fmt: skip
+def test_a_run_that_was_not_made_is_called_not_measured(monkeypatch, table):
   monkeypatch.setattr(results, '_run', lambda name: None)
-  assert 'not measured' in results.ranking('quickstart', 'x')
+  assert 'not measured' in table('any', 'x')
+
+
+def test_nothing_that_is_kept_names_a_folder_or_a_title():
+  for path in results._RUNS.glob('*.json'):
+    text = path.read_text()
+    assert '/tmp' not in text
+    assert '"neighbours"' not in text

@@ -121,7 +121,10 @@ class ReinforceConfig:
   clip: float = 0.2  # ε
   early_clip: float = 0.1  # δ of ecpo
   kl_weight: float = 0.04  # β of grpo
-  ratio_level: Literal['sequence', 'token'] = 'sequence'
+  ratio_level: Literal['sequence', 'token'] = 'sequence'  # gbpo: always token
+  # Outputs without an item: not in the group (they have no reward, so the
+  # format reward must keep them rare), or its worst, with a reward of 0.
+  illegal: Literal['left_out', 'zero_reward'] = 'left_out'
   weight: float = 1.0  # λ_rl
   # The reward: 'p_score', or the name of a tower.
   reward: str = 'p_score'

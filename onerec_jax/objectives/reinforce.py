@@ -6,7 +6,6 @@ here: what they said comes with the groups.
 
 from collections.abc import Callable
 from typing import Any
-from typing import Literal
 from typing import TypedDict
 
 import jax
@@ -23,12 +22,6 @@ from onerec_jax.losses import policy as losses
 from onerec_jax.model import onerec
 from onerec_jax.objectives import base
 from onerec_jax.objectives import pretrain
-
-# What becomes of outputs without an item in the advantages.  left_out: they
-# have no reward, so the group is the legal ones; pushing bad items down then
-# makes illegal ones likelier, which the format reward mends (the report).
-# zero_reward: they are the worst of their group, which teaches the format too.
-Illegal = Literal['left_out', 'zero_reward']
 
 
 class Frozen(TypedDict):
@@ -101,8 +94,6 @@ def make_objective(
   model: onerec.OneRec,
   train: config.TrainConfig,
   settings: config.ReinforceConfig,
-  *,
-  illegal: Illegal = 'left_out',
 ) -> base.Objective:
   """Returns the objective of joint RSFT and reinforcement.
 
@@ -131,8 +122,7 @@ def make_objective(
   Args:
     model: the model; its parameters are the objective's.
     train: reduction and label smoothing of L_NTP.
-    settings: policy loss, λ_rl and λ_fmt.
-    illegal: what becomes of outputs without an item.
+    settings: policy loss, λ_rl, λ_fmt, and what becomes of illegal outputs.
   Reference: OneRec technical report, arXiv:2506.13695, §4; spec §12.
   """
   next_token = pretrain.make_objective(model, train)
@@ -155,7 +145,7 @@ def make_objective(
     # Code 0 is real; where nothing was left to generate, codes are -1.
     present = (groups.codes[..., 0] >= 0) & real[:, None]
     legal = groups.legal & present
-    counted = legal if illegal == 'left_out' else present
+    counted = legal if settings.illegal == 'left_out' else present
     encoded = encode(params, model_state, catalogue, groups.session)
     log_probs = score(params, model_state, encoded, groups.codes, present)
     three = log_probs, groups.old_log_probs, groups.reference_log_probs

@@ -5,6 +5,7 @@ written, so that a run that goes on in the middle reads them and never makes
 them from other parameters.  Files that no restart can need are deleted.
 """
 
+from collections.abc import Callable
 from collections.abc import Iterator
 from typing import Any
 from typing import NamedTuple
@@ -19,11 +20,11 @@ from onerec_jax import item_rewards
 from onerec_jax import workdir as workdir_lib
 from onerec_jax.data import group_batches
 from onerec_jax.stages import groups as groups_lib
-from onerec_jax.train import preemption
 from onerec_jax.train import state as state_lib
 
 FOLDER = 'groups'
 HISTORY = 'rollouts.json'  # figures of all intervals, beside the folder
+BEFORE = 'before.json'  # validation of the seed model
 _REPORT = 'report.json'  # written last: the interval's files are whole
 # Batches of users per file; a killed run makes that many again.
 _BATCHES_PER_PART = 16
@@ -102,14 +103,16 @@ class GroupSupply:
     self._needs_advantage = needs_advantage
     self._digest = digest
 
-  def prepare(self, state: state_lib.TrainState) -> None:
+  def prepare(
+    self, state: state_lib.TrainState, poll: Callable[[], None]
+  ) -> None:
     """Loads the next batch's groups; makes them where there are none.
 
     Args:
       state: of the training; its step is that of the next batch.
+      poll: called between batches of users; raises where the run shall stop.
 
     Raises:
-      preemption.Preempted: SIGTERM came while groups were made.
       ValueError: the groups of a begun interval are gone, or teach nothing.
     """
     if self._batches.is_ready:
@@ -123,8 +126,7 @@ class GroupSupply:
     if steps is None:
       steps = self._new_steps(step)
       policy = self._generator or Policy(state.params, state.model_state)
-      with preemption.StopSignal() as stop:
-        self._make(steps, policy, stop)
+      self._make(steps, policy, poll)
     path = self._path(steps)
     if steps.start == step:
       self._remember(steps)
@@ -183,7 +185,7 @@ class GroupSupply:
   # --- Making ---
 
   def _make(
-    self, steps: range, policy: Policy, stop: preemption.StopSignal
+    self, steps: range, policy: Policy, poll: Callable[[], None]
   ) -> None:
     """Makes and writes the groups of some steps, part by part."""
     path = self._path(steps)
@@ -199,7 +201,7 @@ class GroupSupply:
         self._restore_window(report)
       else:
         report = self._part(
-          file, range(begin, min(begin + size, last)), policy, stop
+          file, range(begin, min(begin + size, last)), policy, poll
         )
         workdir_lib.write_json(report_file, report)
       reports.append(report)
@@ -238,15 +240,13 @@ class GroupSupply:
     file: epath.Path,
     numbers: range,
     policy: Policy,
-    stop: preemption.StopSignal,
+    poll: Callable[[], None],
   ) -> dict[str, Any]:
     """Makes and writes some groups; returns their sums."""
     ids = self._plan.examples(numbers.start, numbers.stop)
     parts, reports = [], []
     for begin in range(0, len(ids), self._maker.rows):
-      if stop.requested():
-        logging.warning('SIGTERM: stopped while making groups.')
-        raise preemption.Preempted(preemption.PREEMPTED_STATUS)
+      poll()
       taken = ids[begin : begin + self._maker.rows]
       found, report = self._maker(
         numbers.start + begin + np.arange(len(taken)),

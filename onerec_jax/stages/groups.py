@@ -21,7 +21,6 @@ from onerec_jax.data import examples
 from onerec_jax.data import group_batches
 from onerec_jax.data import pipeline
 from onerec_jax.losses import policy as policy_losses
-from onerec_jax.objectives import reinforce as objective_lib
 from onerec_jax.stages import item_evaluation
 from onerec_jax.stages import item_generator
 from onerec_jax.stages import p_score_model
@@ -97,7 +96,6 @@ class GroupMaker:
     history_length: int,
     multiple: int,
     seed: int,
-    illegal: objective_lib.Illegal = 'left_out',
   ):
     """Takes the parts.
 
@@ -110,7 +108,6 @@ class GroupMaker:
       history_length: items the encoder reads.
       multiple: users decoded at once are a multiple of this, for the mesh.
       seed: of the format reward's choices.
-      illegal: as in the objective; says which groups teach nothing.
     """
     self.industrial = industrial
     self._generator = generator
@@ -120,7 +117,6 @@ class GroupMaker:
     self._history_length = history_length
     self.rows = -(-settings.rollout_batch_size // multiple) * multiple
     self._seed = seed
-    self._illegal = illegal
     self._reward = scorer.place_of(settings.reward)
 
   def __call__(
@@ -196,7 +192,8 @@ class GroupMaker:
   ) -> dict[str, Any]:
     """Returns sums over the groups; `figures` turns them into means."""
     present = groups.codes[..., 0] >= 0
-    counted = groups.legal if self._illegal == 'left_out' else present
+    left_out = self._settings.illegal == 'left_out'
+    counted = groups.legal if left_out else present
     spread = policy_losses.group_advantages(
       jnp.asarray(groups.rewards), jnp.asarray(counted)
     ).has_spread

@@ -44,10 +44,7 @@ from onerec_jax.train import optimizer as optimizer_lib
 from onerec_jax.train import state as state_lib
 
 STAGE = 'reinforce'
-_BEFORE = 'before.json'  # validation of the seed model
 _SEED_OFFSET = 500  # the samples come in another order than in pre-training
-# Illegal outputs have no item that could be scored (see the objective).
-_ILLEGAL: objective_lib.Illegal = 'left_out'
 # (params, router_bias, poll) -> {'valid/legality': ...}
 _Validate = Callable[[Any, Any, Callable[[], None]], Mapping[str, float]]
 
@@ -211,7 +208,6 @@ class _Training:
       history_length=e.data.history_length,
       multiple=mesh.size,
       seed=e.seed,
-      illegal=_ILLEGAL,
     )
     fixed = None
     if settings.generator == 'pretrained':
@@ -252,7 +248,7 @@ class _Training:
     """Returns the figures of the seed model, from the file if there is one."""
     if self._validate is None:
       return None
-    path = self._folder / _BEFORE
+    path = self._folder / group_supply.BEFORE
     found = workdir_lib.read_json(path)
     if found is None:
       model = self._seed_model
@@ -289,7 +285,7 @@ class _Training:
     frozen: objective_lib.Frozen = {'catalogue': model.catalogue}
     return loop.Job(
       objective=objective_lib.make_objective(
-        model.model, e.reinforce, e.reinforcement, illegal=_ILLEGAL
+        model.model, e.reinforce, e.reinforcement
       ),
       optimizer=self._optimizer(),
       train=e.reinforce,

@@ -18,8 +18,6 @@ from onerec_jax.train import log
 
 Records = Sequence[Mapping[str, Any]]
 
-_BEFORE = 'before.json'  # where stages/reinforce.py keeps the first validation
-
 
 def section(
   experiment: config.Experiment,
@@ -37,7 +35,7 @@ def section(
   """
   folder = workdir.folder('reinforce')
   records = log.read_metrics(folder / log.METRICS)
-  before = workdir_lib.read_json(folder / _BEFORE)
+  before = workdir_lib.read_json(folder / group_supply.BEFORE)
   if before:
     records = [{'step': 0, **before}, *records]
   history = workdir_lib.read_json(folder / group_supply.HISTORY) or {}

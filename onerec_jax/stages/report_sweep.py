@@ -239,9 +239,7 @@ def _cards(result: Mapping[str, Any]) -> list[dict[str, str]]:
   """Returns the best variant of every total, and how many were compared."""
   cards = []
   totals = [
-    c
-    for c in result['columns']
-    if sweep_rows.target_of(c) in sweep_rows.TOTALS
+    c for c in result['columns'] if sweep_rows.target_of(c) in sweep_rows.TOTALS
   ]
   for column in sorted(
     totals, key=lambda c: not report_session_rewards.is_true(c)

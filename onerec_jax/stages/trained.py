@@ -104,7 +104,7 @@ def load(
   if folder is None:
     folder = workdir.folder(pretrain.STAGE)
   else:  # what it was trained with besides
-    stages += ['reward', 'preference', 'align']
+    stages += ['reward', 'preference', 'align', 'p_score', 'reinforce']
   mesh = make_mesh(experiment.mesh)
   restored = checkpoints.restore_for_evaluation(folder, which=which, mesh=mesh)
   used = restored.experiment or experiment

@@ -61,9 +61,12 @@ class Job:
   contract: contract_lib.Contract
   batches: Batches  # NumPy arrays, this process's rows
   frozen: Any = None  # device arrays that are not trained
-  # Called with the state before every batch is drawn: what makes batches from
-  # the current parameters looks at them here.  Its time is 'rollout'.
-  prepare: Callable[[state_lib.TrainState], None] | None = None
+  # (state, poll) -> None, called before every batch is drawn: what makes
+  # batches from the current parameters looks at them here.  Its time is
+  # 'rollout'; poll() raises where the run is asked to stop.
+  prepare: Callable[[state_lib.TrainState, Callable[[], None]], None] | None = (
+    None
+  )
   # Validation: the same batches each time.  None: no validation loss.
   valid_batches: Callable[[], Iterable[Any]] | None = None
   # (params, model_state, poll) -> {'valid/recall@10': ...}.  Call poll()
@@ -180,7 +183,10 @@ class _Loop:
         self._finish_step(step)
       while step < job.train.num_steps:
         self._profile(step)
-        self._one_step()
+        try:
+          self._one_step()
+        except preemption.StopRequested:
+          self._preempt(step)
         step += 1
         self._finish_step(step)
         if self._stop.requested():
@@ -214,7 +220,7 @@ class _Loop:
     job, interval = self._job, self._progress['interval']
     start = time.perf_counter()
     if job.prepare is not None:
-      job.prepare(self._state)
+      job.prepare(self._state, self._stop.poll)
       now = time.perf_counter()
       self._progress['seconds']['rollout'] += now - start
       start = now
@@ -302,7 +308,7 @@ class _Loop:
     start = time.perf_counter()
     if self._totals is None:  # nothing has run since the restart
       if self._job.prepare is not None:
-        self._job.prepare(self._state)
+        self._job.prepare(self._state, self._stop.poll)
       batch_state = self._job.batches.get_state()
       self._start_totals(
         sharding.place_batch(next(self._job.batches), self._job.mesh)
@@ -439,9 +445,10 @@ class _Loop:
     self._progress['seconds']['checkpoint'] += time.perf_counter() - start
 
   def _preempt(self, step: int, *, finished: bool = True) -> None:
-    self._fetch_totals()
-    self._save(step, finished=finished)
-    self._saver.wait()
+    if self._totals is not None:  # else nothing was done since the restart
+      self._fetch_totals()
+      self._save(step, finished=finished)
+      self._saver.wait()
     logging.warning(
       'SIGTERM: stopped at step %d of %d, saved in %s. Run the same command'
       ' again to continue.',

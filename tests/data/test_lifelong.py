@@ -169,6 +169,22 @@ def test_before_the_first_snapshot_and_for_nobody_all_is_masked(folder):
     assert not np.any(getattr(got, field.name)), field.name
 
 
+def test_ages_are_unknown_where_the_time_of_the_request_is(folder):
+  events = _events()
+  inexact = np.flatnonzero(~events.exact_time)
+  users = events.user[inexact]
+  positions = inexact - events.offsets[users]
+  late = positions >= 10
+  assert late.any()
+  snapshots = _open(folder)
+  got = _lookup(snapshots, np.stack([users[late], positions[late]], axis=1))
+  assert got.mask.any() and not got.age.any()
+  # One event on, the time of the request is known again.
+  assert events.exact_time[inexact[late][0] + 1]
+  after = _lookup(snapshots, [(users[late][0], positions[late][0] + 1)])
+  assert after.age.any()
+
+
 def test_a_shorter_lookup_holds_the_latest_clusters(folder):
   snapshots = _open(folder)
   wide, narrow = (_lookup(snapshots, [(3, 60)], length=n) for n in (6, 2))

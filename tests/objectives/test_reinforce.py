@@ -122,8 +122,8 @@ def batch(setup):
 
 
 @functools.lru_cache
-def _compiled(model, settings, illegal, with_gradient):
-  objective = reinforce.make_objective(model, _TRAIN, settings, illegal=illegal)
+def _compiled(model, settings, with_gradient):
+  objective = reinforce.make_objective(model, _TRAIN, settings)
 
   @jax.jit
   def call(params, bias, catalogue, batch):
@@ -138,12 +138,10 @@ def _compiled(model, settings, illegal, with_gradient):
   return call
 
 
-def _run(
-  setup, batch, *, settings=_SETTINGS, illegal='left_out', model=None
-):  # fmt: skip
+def _run(setup, batch, *, settings=_SETTINGS, model=None):
   # The usual case gives the gradient too, so that it is compiled once.
-  usual = settings is _SETTINGS and illegal == 'left_out' and model is None
-  call = _compiled(model or setup[0], settings, illegal, usual)
+  usual = settings == _SETTINGS and model is None
+  call = _compiled(model or setup[0], settings, usual)
   (value, output), gradient = call(setup[1], setup[3], setup[2], batch)
   metrics = {k: v for k, v in output.metrics.items() if not v.total.ndim}
   return float(value), jax.device_get(metrics), gradient
@@ -225,7 +223,8 @@ def test_off_its_generator_it_equals_the_closed_form(setup, batch, illegal):
   batch = _off_policy(batch)
   g = batch.groups
   log_probs = np.asarray(_log_probs(setup, g.session, g.codes))
-  value, metrics, _ = _run(setup, batch, illegal=illegal)
+  settings = dataclasses.replace(_SETTINGS, illegal=illegal)
+  value, metrics, _ = _run(setup, batch, settings=settings)
   gain, of_format, flat = _closed_form(batch, log_probs, illegal)
   expected = _next_token_loss(setup, batch) - 3 * gain - 0.5 * of_format
   np.testing.assert_allclose(value, expected, rtol=1e-5)

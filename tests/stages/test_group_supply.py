@@ -102,6 +102,7 @@ class _Run:
 
   def __init__(self, store, folder, maker=None, **changes):
     self.folder = epath.Path(folder)
+    self.poll = lambda: None
     self.maker = maker or _Maker()
     rate = changes.pop('rate', 3.0)
     plan = group_batches.GroupPlan(
@@ -141,7 +142,8 @@ class _Run:
           opt_state=None,
           model_state=0.25,
           ema_params=None,
-        )
+        ),
+        self.poll,
       )
       found.append(next(self.batches).groups)
     return found
@@ -251,8 +253,9 @@ def test_groups_made_with_other_settings_are_not_taken(store, tmp_path):
   assert other.maker.calls
 
 
+@pytest.mark.parametrize('fails_at', [6, 8])  # at and in the second interval
 def test_the_window_of_suppressed_items_goes_on_over_restarts(
-  store, tmp_path, monkeypatch
+  store, tmp_path, monkeypatch, fails_at
 ):
   monkeypatch.setattr(group_supply, '_BATCHES_PER_PART', 1)
 
@@ -267,7 +270,7 @@ def test_the_window_of_suppressed_items_goes_on_over_restarts(
   shares = [group[0] for rewards, _ in whole for group in rewards]
   assert len(set(shares)) > 10
   cut = maker()
-  cut.fails_at = 8  # in the second interval
+  cut.fails_at = fails_at
   with pytest.raises(KeyboardInterrupt):
     _Run(store, tmp_path / 'cut', cut).steps(8)
   again = _Run(store, tmp_path / 'cut', maker()).goes_on_from(4)
@@ -301,12 +304,13 @@ def test_after_the_last_step_only_the_shape_is_asked_for(store, tmp_path):
   assert len(run.supply.history()) == 1
 
 
-def test_sigterm_while_groups_are_made_stops_at_once(
-  store, tmp_path, monkeypatch
-):
-  monkeypatch.setattr(preemption.StopSignal, 'requested', lambda self: True)
+def test_a_request_to_stop_while_groups_are_made_stops_at_once(store, tmp_path):
+  def stop():
+    raise preemption.StopRequested
+
   run = _Run(store, tmp_path)
-  with pytest.raises(preemption.Preempted):
+  run.poll = stop
+  with pytest.raises(preemption.StopRequested):
     run.steps(1)
   assert not run.maker.calls
 

@@ -104,9 +104,7 @@ def store(tmp_path_factory):
   return examples.ExampleStore(path)
 
 
-def _maker(
-  store, *, truth=True, industrial=None, illegal='left_out', **changes
-):
+def _maker(store, *, truth=True, industrial=None, **changes):
   return groups.GroupMaker(
     _Generator(store),
     groups.ItemScorer(_PScores(), _Truth() if truth else None),
@@ -116,7 +114,6 @@ def _maker(
     history_length=3,
     multiple=2,
     seed=0,
-    illegal=illegal,
   )
 
 
