@@ -63,13 +63,13 @@ def get_config(variant: str = 'full') -> ml_collections.ConfigDict:
   model.moe.gate = 'sigmoid'
   model.moe.dispatch = 'dense'
   model.scan_layers = False
-  model.pathways.users = tuple({'column': c, 'dim': 16} for c in _USERS)
-  model.pathways.items = (
+  model.pathways.user_features = tuple({'column': c, 'dim': 16} for c in _USERS)
+  model.pathways.item_features = (
     {'name': 'aid', 'prefix': 'author:', 'dim': 32, 'max_values': 1},
     {'name': 'tag', 'prefix': 'tag:', 'dim': 32, 'average': True},
     {'name': 'dur', 'prefix': 'duration:', 'dim': 16, 'max_values': 1},
   )
-  model.pathways.events = (
+  model.pathways.event_features = (
     {'column': 'play_time_ms', 'dim': 16, 'buckets': 32},
   )
   model.pathways.labels = (
@@ -109,7 +109,7 @@ def get_config(variant: str = 'full') -> ml_collections.ConfigDict:
   config.p_score.num_steps = 3000
   config.p_score.optimizer.name = 'adamw'
   config.p_score.optimizer.weight_decay = 0.05
-  config.p_score.optimizer.peak_learning_rate = 1e-3
+  config.p_score.optimizer.peak_learning_rate = 5e-3
   config.p_score.optimizer.schedule = 'cosine'
   config.p_score.optimizer.warmup_steps = 100
   config.p_score.log_every_steps = 100
@@ -145,7 +145,8 @@ def get_config(variant: str = 'full') -> ml_collections.ConfigDict:
 
 def _compare_pathways(config: Any) -> None:
   features: dict[str, Any] = {
-    'users': (), 'items': (), 'events': (), 'labels': (), 'age_dim': 0,
+    'user_features': (), 'item_features': (), 'event_features': (),
+    'labels': (), 'age_dim': 0,
   }  # fmt: skip
   config.sweep.title = 'KuaiRand-Pure: pathways and features'
   config.sweep.judge = 'items'

@@ -36,15 +36,17 @@ def get_config() -> ml_collections.ConfigDict:
   model.history_recency = False
   model.moe.activation = 'swiglu'
   model.moe.gate = 'sigmoid'
-  model.pathways.users = (
+  model.pathways.user_features = (
     {'column': 'age', 'dim': 16, 'buckets': 8},
     {'column': 'gender', 'dim': 16},
     {'column': 'occupation', 'dim': 16},
   )
-  model.pathways.items = (
+  model.pathways.item_features = (
     {'name': 'genre', 'dim': 16, 'max_values': 6, 'average': True},
   )
-  model.pathways.events = ({'column': 'rating', 'dim': 16, 'buckets': 8},)
+  model.pathways.event_features = (
+    {'column': 'rating', 'dim': 16, 'buckets': 8},
+  )
   model.pathways.age_dim = 16
   model.pathways.age_buckets = 32
   model.pathways.short_length = 10

@@ -61,15 +61,17 @@ def get_config(variant: str = 'full') -> ml_collections.ConfigDict:
   model.moe.gate = 'sigmoid'
   model.moe.dispatch = 'dense'
   model.scan_layers = False
-  model.pathways.users = (
+  model.pathways.user_features = (
     {'column': 'age', 'dim': 16},
     {'column': 'gender', 'dim': 16},
   )
-  model.pathways.items = (
+  model.pathways.item_features = (
     {'name': 'aid', 'prefix': 'author:', 'dim': 16, 'max_values': 1},
     {'name': 'tag', 'prefix': 'tag:', 'dim': 16, 'average': True},
   )
-  model.pathways.events = ({'column': 'watch_time', 'dim': 16, 'buckets': 16},)
+  model.pathways.event_features = (
+    {'column': 'watch_time', 'dim': 16, 'buckets': 16},
+  )
   model.pathways.labels = ('long_view', 'is_like', 'is_follow')
   model.pathways.label_dim = 16
   model.pathways.age_dim = 16

@@ -82,9 +82,9 @@ def _rows(variant: str) -> tuple[dict[str, Any], ...]:
     case 'pathways':
       none: dict[str, Any] = {
         'short_length': 0,
-        'users': (),
-        'items': (),
-        'events': (),
+        'user_features': (),
+        'item_features': (),
+        'event_features': (),
         'labels': (),
         'age_dim': 0,
       }

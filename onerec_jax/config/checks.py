@@ -248,6 +248,16 @@ def _pathways_problems(e: Experiment) -> Iterator[str]:
       "model.moe.location='both' needs model.encoder='pathways'; the encoder of"
       ' v1 is dense.'
     )
+  for name in (
+    'max_events',
+    'max_cluster_size',
+    'snapshot_events',
+    'iterations',
+  ):
+    if getattr(e.lifelong, name) < 1:
+      yield f'lifelong.{name}={getattr(e.lifelong, name)} must be at least 1.'
+  if e.lifelong.workers < 0:
+    yield f'lifelong.workers={e.lifelong.workers} must not be negative.'
   if ('lifelong' in e.stages) != (pathways.lifelong_length > 0):
     yield (
       f'model.pathways.lifelong_length={pathways.lifelong_length} and'
@@ -289,11 +299,11 @@ def _pathways_problems(e: Experiment) -> Iterator[str]:
       f' model.num_heads={model.num_heads}, as the queries of the lifelong'
       ' pathway need it.'
     )
-  for i, feature in enumerate(pathways.events):
+  for i, feature in enumerate(pathways.event_features):
     if not 1 <= feature.buckets < 2**16 - 1:
       yield (
-        f'model.pathways.events[{i}].buckets={feature.buckets} must lie in'
-        f' 1..{2**16 - 2}.'
+        f'model.pathways.event_features[{i}].buckets={feature.buckets} must'
+        f' lie in 1..{2**16 - 2}.'
       )
   for path, value, default in (
     ('history_recency', model.history_recency, False),
@@ -305,9 +315,18 @@ def _pathways_problems(e: Experiment) -> Iterator[str]:
         f" 'pathways' leave it at {default}."
       )
   for where, feature in (
-    *((f'users[{i}].column', f.column) for i, f in enumerate(pathways.users)),
-    *((f'items[{i}].name', f.name) for i, f in enumerate(pathways.items)),
-    *((f'events[{i}].column', f.column) for i, f in enumerate(pathways.events)),
+    *(
+      (f'user_features[{i}].column', f.column)
+      for i, f in enumerate(pathways.user_features)
+    ),
+    *(
+      (f'item_features[{i}].name', f.name)
+      for i, f in enumerate(pathways.item_features)
+    ),
+    *(
+      (f'event_features[{i}].column', f.column)
+      for i, f in enumerate(pathways.event_features)
+    ),
   ):
     if not feature:
       yield f'model.pathways.{where} is empty: name it.'
@@ -357,10 +376,11 @@ def _p_score_problems(e: Experiment) -> Iterator[str]:
     yield (
       f'p_score_model.held_out_share={model.held_out_share} must lie in (0, 1).'
     )
-  if model.search == 'hard' and not e.model.pathways.items:
+  if model.search == 'hard' and not e.model.pathways.item_features:
     yield (
-      "p_score_model.search='hard' compares the first of model.pathways.items,"
-      " which is empty: name one, or set search='soft'."
+      "p_score_model.search='hard' compares the first of"
+      ' model.pathways.item_features, which is empty: name one, or set'
+      " search='soft'."
     )
 
 

@@ -151,7 +151,9 @@ class LifelongConfig:
   """Stage `lifelong`: users' whole histories in few clusters (spec §3.3)."""
 
   max_events: int = 100_000  # latest of a user that are read
-  max_cluster_size: int = 50  # M: larger clusters are split again
+  # M: larger clusters are split again.  About 3 max_events / lifelong_length
+  # keeps nearly all clusters: uneven splits leave more than the even rule says.
+  max_cluster_size: int = 50
   # A history is compressed anew each time it has grown by this many events;
   # an example reads the last snapshot before it, so nothing leaks backwards.
   snapshot_events: int = 100

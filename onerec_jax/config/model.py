@@ -72,9 +72,9 @@ class PathwaysConfig:
   item_input: Literal['semantic_id', 'item_id'] = 'semantic_id'
   user_id_buckets: int = 0  # > 0: the user id is a feature, hashed
   user_id_dim: int = 64
-  users: tuple[UserFeature, ...] = ()
-  items: tuple[ItemFeature, ...] = ()
-  events: tuple[EventFeature, ...] = ()
+  user_features: tuple[UserFeature, ...] = ()
+  item_features: tuple[ItemFeature, ...] = ()
+  event_features: tuple[EventFeature, ...] = ()
   labels: tuple[str, ...] = ()  # feedback columns; > 0: it happened
   label_dim: int = 128
   age_dim: int = 128  # time before the request; 0: not read

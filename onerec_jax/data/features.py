@@ -58,8 +58,8 @@ def make_features(
   """
   users, items = catalog.read_users(folder), catalog.read_items(folder)
   problems: list[str] = []
-  user_ids = _user_ids(users, pathways.users, problems)
-  item_ids = _item_ids(items, pathways.items, problems)
+  user_ids = _user_ids(users, pathways.user_features, problems)
+  item_ids = _item_ids(items, pathways.item_features, problems)
   edges = _edges(events, pathways, problems)
   if problems:
     raise ValueError('Bad features:\n  ' + '\n  '.join(problems))
@@ -130,7 +130,10 @@ def _edges(
   """Returns the inner edges of every event feature; checks the labels too."""
   training = events.split == 0
   named = [(f'labels[{a}]', c) for a, c in enumerate(pathways.labels)]
-  named += [(f'events[{f}]', x.column) for f, x in enumerate(pathways.events)]
+  named += [
+    (f'event_features[{f}]', x.column)
+    for f, x in enumerate(pathways.event_features)
+  ]
   for where, column in named:
     if column not in events.feedback:
       problems.append(
@@ -138,15 +141,15 @@ def _edges(
         f' there are {sorted(events.feedback)}.'
       )
   edges = []
-  for f, feature in enumerate(pathways.events):
+  for f, feature in enumerate(pathways.event_features):
     values = events.feedback.get(feature.column)
     if values is None:
       continue
     fitted = _log(values[training & np.isfinite(values)])
     if not len(fitted):
       problems.append(
-        f'model.pathways.events[{f}]: {feature.column!r} is unknown in every'
-        ' training event; leave it out.'
+        f'model.pathways.event_features[{f}]: {feature.column!r} is unknown in'
+        ' every training event; leave it out.'
       )
       continue
     low, high = float(fitted.min()), float(fitted.max())
@@ -169,7 +172,7 @@ def _user_ids(
   for u, feature in enumerate(wanted):
     if feature.column not in present:
       problems.append(
-        f'model.pathways.users[{u}]: there is no user column'
+        f'model.pathways.user_features[{u}]: there is no user column'
         f' {feature.column!r}; there are {present}.'
       )
       continue
@@ -236,8 +239,8 @@ def _item_ids(
     mine = pairs.filter(pl.col('value').str.starts_with(feature.prefix))
     if not len(mine):
       problems.append(
-        f'model.pathways.items[{q}] ({feature.name}): no category begins with'
-        f' {feature.prefix!r}; {_kinds(pairs["value"])}.'
+        f'model.pathways.item_features[{q}] ({feature.name}): no category'
+        f' begins with {feature.prefix!r}; {_kinds(pairs["value"])}.'
       )
       continue
     table = _by_frequency(mine['value']).head(feature.vocabulary)

@@ -172,8 +172,8 @@ def _check_meta(
   events: event_table.EventTable,
 ) -> None:
   wanted = {
-    'numbers': [feature.column for feature in pathways.events],
-    'features': [f.name for f in pathways.items if f.average],
+    'numbers': [feature.column for feature in pathways.event_features],
+    'features': [f.name for f in pathways.item_features if f.average],
     'users': events.num_users,
     'events': events.num_events,
   }

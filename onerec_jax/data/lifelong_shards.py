@@ -69,8 +69,8 @@ def make_plan(
       raise ValueError(
         f'lifelong.{name}={getattr(settings, name)} must be at least 1.'
       )
-  numbers = tuple(feature.column for feature in pathways.events)
-  averaged = tuple(f.name for f in pathways.items if f.average)
+  numbers = tuple(feature.column for feature in pathways.event_features)
+  averaged = tuple(f.name for f in pathways.item_features if f.average)
   known = config.to_dict(settings)
   known.pop('workers')  # changes the speed only
   hashed = hashlib.sha256(
@@ -102,7 +102,7 @@ def _averaged_values(
   return tuple(
     values
     for feature, values in zip(
-      pathways.items, features.items.values, strict=True
+      pathways.item_features, features.items.values, strict=True
     )
     if feature.average
   )

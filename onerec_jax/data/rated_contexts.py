@@ -71,7 +71,9 @@ class RatedContexts:
     added.append(config.UserFeature('number of events', dim=dim))
     sizes = [len(edges) + 2 for edges in self._edges] + [_COUNT_BUCKETS + 1]
     plain = contexts.pathways
-    self.pathways = dataclasses.replace(plain, users=(*plain.users, *added))
+    self.pathways = dataclasses.replace(
+      plain, user_features=(*plain.user_features, *added)
+    )
     whole = contexts.features.sizes
     self.sizes = whole._replace(users=(*whole.users, *sizes))
 

@@ -69,9 +69,11 @@ class ContextMaker:
     self.events = events
     self.lifelong = lifelong
     count = events.num_events
-    self._numbers = np.zeros((count, len(pathways.events)), np.uint16)
-    for f, feature in enumerate(pathways.events):
-      values = events.column(feature.column, f'model.pathways.events[{f}]')
+    self._numbers = np.zeros((count, len(pathways.event_features)), np.uint16)
+    for f, feature in enumerate(pathways.event_features):
+      values = events.column(
+        feature.column, f'model.pathways.event_features[{f}]'
+      )
       self._numbers[:, f] = features_lib.number_ids(values, features.edges[f])
     self._labels = np.zeros((count, len(pathways.labels)), np.int8)
     for a, name in enumerate(pathways.labels):

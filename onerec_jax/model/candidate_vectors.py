@@ -26,7 +26,7 @@ class ItemVectors(nn.Module):
   vocabulary: vocabulary_lib.Vocabulary
 
   def setup(self) -> None:
-    parts = self.vocabulary.levels + len(self.pathways.items)
+    parts = self.vocabulary.levels + len(self.pathways.item_features)
     self.scale = parts**-0.5
     self.code_embedding = parameters.declare(
       self,
@@ -52,7 +52,7 @@ class ItemVectors(nn.Module):
     tokens = self.vocabulary.tokens(catalogue.codes[items])
     x = jnp.sum(self.code_embedding[tokens], axis=-2)
     x = x + self.item_embedding[items]
-    if self.pathways.items:
+    if self.pathways.item_features:
       assert catalogue.features is not None
       for feature in self.features(items, catalogue.features):
         x = x + self.scale * feature
@@ -82,6 +82,6 @@ class UserVector(nn.Module):
   def __call__(
     self, features: Int[Array, 'B U'], user: Int[Array, ' B']
   ) -> Float[Array, 'B D']:
-    if not self.pathways.users:
+    if not self.pathways.user_features:
       return jnp.zeros((len(user), self.embed_dim))
     return jnp.einsum('bf,fd->bd', self.features(features, user), self.kernel)

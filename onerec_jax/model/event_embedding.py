@@ -44,7 +44,7 @@ class UserEmbedding(nn.Module):
   def dim(self) -> int:
     """Width of the output; 0: nothing is known of users."""
     c = self.config
-    features = sum(feature.dim for feature in c.users)
+    features = sum(feature.dim for feature in c.user_features)
     return features + (c.user_id_dim if c.user_id_buckets else 0)
 
   def setup(self) -> None:
@@ -52,7 +52,7 @@ class UserEmbedding(nn.Module):
     self.tables = [
       _table(self, f'feature_{u}', size, feature.dim)
       for u, (feature, size) in enumerate(
-        zip(c.users, self.sizes.users, strict=True)
+        zip(c.user_features, self.sizes.users, strict=True)
       )
     ]
     if c.user_id_buckets:
@@ -87,7 +87,7 @@ class ItemFeatureEmbedding(nn.Module):
     self.tables = [
       _table(self, f'feature_{q}', size, feature.dim)
       for q, (feature, size) in enumerate(
-        zip(self.config.items, self.sizes.items, strict=True)
+        zip(self.config.item_features, self.sizes.items, strict=True)
       )
     ]
 
@@ -115,7 +115,7 @@ class ItemFeatureEmbedding(nn.Module):
     """Returns Σ_k w_k · embedding of value k, of one item feature.
 
     Args:
-      number: which of config.items.
+      number: which of config.item_features.
       values: those that are 0, or that the table lacks, add 0. [..., K]
       weights: [..., K]
     """
@@ -146,8 +146,8 @@ class EventEmbedding(nn.Module):
     """Width that is added to the item vector."""
     c = self.config
     return (
-      sum(feature.dim for feature in c.items)
-      + sum(feature.dim for feature in c.events)
+      sum(feature.dim for feature in c.item_features)
+      + sum(feature.dim for feature in c.event_features)
       + c.age_dim
       + (c.label_dim if c.labels else 0)
     )
@@ -157,7 +157,7 @@ class EventEmbedding(nn.Module):
     self.item_features = ItemFeatureEmbedding(c, self.sizes)
     self.numbers = [
       _table(self, f'number_{f}', 1 + feature.buckets, feature.dim)
-      for f, feature in enumerate(c.events)
+      for f, feature in enumerate(c.event_features)
     ]
     if c.age_dim:
       self.age = _table(self, 'age', 1 + c.age_buckets, c.age_dim)
@@ -208,7 +208,7 @@ class EventEmbedding(nn.Module):
     parts = self.item_features(events.items, features)
     if events.categories is None:
       return parts
-    averaged = [q for q, f in enumerate(self.config.items) if f.average]
+    averaged = [q for q, f in enumerate(self.config.item_features) if f.average]
     for place, number in enumerate(averaged):
       parts[number] = self.item_features.weighted(
         number,

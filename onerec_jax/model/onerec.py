@@ -463,13 +463,15 @@ def _any_input(model: OneRec, rows: int) -> EncoderInput:
   if model.config.encoder == 'pathways' and model.sizes is not None:
 
     def events(length: int, clusters: bool = False) -> Any:
-      averaged = sum(f.average for f in p.items)
-      values = max((f.max_values for f in p.items if f.average), default=0)
+      averaged = sum(f.average for f in p.item_features)
+      values = max(
+        (f.max_values for f in p.item_features if f.average), default=0
+      )
       return batch_lib.EventSequence(
         items=zeros(length),
         mask=zeros(length, dtype=bool),
         age=zeros(length),
-        numbers=zeros(length, len(p.events)),
+        numbers=zeros(length, len(p.event_features)),
         labels=zeros(length, len(p.labels), dtype=jnp.float32),
         label_mask=zeros(length, len(p.labels), dtype=bool),
         categories=zeros(length, averaged, values) if clusters else None,
@@ -481,7 +483,7 @@ def _any_input(model: OneRec, rows: int) -> EncoderInput:
       )
 
     context = batch_lib.UserContext(
-      features=zeros(len(p.users)),
+      features=zeros(len(p.user_features)),
       short=events(p.short_length) if p.short_length else None,
       positive=events(p.positive_length) if p.positive_length else None,
       lifelong=events(p.lifelong_length, True) if p.lifelong_length else None,
@@ -490,7 +492,9 @@ def _any_input(model: OneRec, rows: int) -> EncoderInput:
     catalogue = batch_lib.Catalogue(
       jnp.zeros((items, levels), integer),
       batch_lib.ItemFeatures(
-        tuple(jnp.zeros((items, f.max_values), integer) for f in p.items)
+        tuple(
+          jnp.zeros((items, f.max_values), integer) for f in p.item_features
+        )
       ),
     )
   return EncoderInput(

@@ -72,11 +72,16 @@ def pathways_of(
   return dataclasses.replace(
     pathways,
     user_id_buckets=0,
-    items=tuple(
-      dataclasses.replace(f, dim=config.embed_dim) for f in pathways.items
+    item_features=tuple(
+      dataclasses.replace(f, dim=config.embed_dim)
+      for f in pathways.item_features
     ),
-    users=tuple(dataclasses.replace(f, dim=narrow) for f in pathways.users),
-    events=tuple(dataclasses.replace(f, dim=narrow) for f in pathways.events),
+    user_features=tuple(
+      dataclasses.replace(f, dim=narrow) for f in pathways.user_features
+    ),
+    event_features=tuple(
+      dataclasses.replace(f, dim=narrow) for f in pathways.event_features
+    ),
     label_dim=narrow,
     age_dim=narrow if pathways.age_dim else 0,
     short_length=config.history_length,
@@ -119,11 +124,11 @@ class PScore(nn.Module):
 
   def setup(self) -> None:
     c, embed = self.config, self.config.embed_dim
-    if c.search == 'hard' and not self.pathways.items:
+    if c.search == 'hard' and not self.pathways.item_features:
       raise ValueError(
         "p_score_model.search='hard' looks for events that share a value of"
-        ' the first item feature, but model.pathways.items is empty: name'
-        " one, or set p_score_model.search='soft'."
+        ' the first item feature, but model.pathways.item_features is'
+        " empty: name one, or set p_score_model.search='soft'."
       )
     make_items = functools.partial(
       candidate_vectors.ItemVectors,
@@ -138,7 +143,7 @@ class PScore(nn.Module):
     self.items, self.user = make_items(), make_user()
     self.fusion_items, self.fusion_user = make_items(), make_user()
     # Item features are in the item vector already.
-    plain = dataclasses.replace(self.pathways, items=())
+    plain = dataclasses.replace(self.pathways, item_features=())
     self.events = event_embedding.EventEmbedding(
       plain, self.sizes._replace(items=())
     )
@@ -314,12 +319,12 @@ def abstract_params(model: PScore) -> Any:
   width = max(1, pathways.short_length)
   ids = jnp.zeros((rows, width), jnp.int32)
   context = batch_lib.UserContext(
-    features=jnp.zeros((rows, len(pathways.users)), jnp.int32),
+    features=jnp.zeros((rows, len(pathways.user_features)), jnp.int32),
     short=batch_lib.EventSequence(
       items=ids,
       mask=jnp.ones((rows, width), bool),
       age=ids,
-      numbers=jnp.zeros((rows, width, len(pathways.events)), jnp.int32),
+      numbers=jnp.zeros((rows, width, len(pathways.event_features)), jnp.int32),
       labels=jnp.zeros((rows, width, len(pathways.labels))),
       label_mask=jnp.ones((rows, width, len(pathways.labels)), bool),
     ),
@@ -333,7 +338,7 @@ def abstract_params(model: PScore) -> Any:
     features=batch_lib.ItemFeatures(
       tuple(
         jnp.zeros((model.sizes.num_items, f.max_values), jnp.int32)
-        for f in pathways.items
+        for f in pathways.item_features
       )
     ),
   )

@@ -64,10 +64,12 @@ def test_texts_are_numbered_by_frequency_and_the_rest_shares_an_id(tmp_path):
   sex = ['b', 'a', None, 'c', 'c', 'd', 'b', 'c', 'a']
   folder = write(tmp_path, users={'sex': sex})
   # c 3, a 2, b 2 (ties by value), d 1.
-  whole = make(folder, users=(config.UserFeature(column='sex'),))
+  whole = make(folder, user_features=(config.UserFeature(column='sex'),))
   assert whole.users[:, 0].tolist() == [3, 2, 0, 1, 1, 4, 3, 1, 2]
   assert whole.sizes.users == (5,)
-  two = make(folder, users=(config.UserFeature(column='sex', max_values=2),))
+  two = make(
+    folder, user_features=(config.UserFeature(column='sex', max_values=2),)
+  )
   assert two.users[:, 0].tolist() == [3, 2, 0, 1, 1, 3, 3, 1, 2]
   assert two.sizes.users == (4,)
 
@@ -98,7 +100,9 @@ def test_numbers_fall_into_quantiles_of_the_known_users(tmp_path):
 def test_repeated_quantiles_make_one_bucket(tmp_path):
   flag = [0.0] * 9 + [1.0]
   folder = write(tmp_path, users={'flag': pl.Series(flag, dtype=pl.Float32)})
-  result = make(folder, users=(config.UserFeature(column='flag', buckets=20),))
+  result = make(
+    folder, user_features=(config.UserFeature(column='flag', buckets=20),)
+  )
   # Only the quantiles above 0.9 lie between 0 and 1.
   assert result.users[:9, 0].tolist() == [1] * 9
   assert result.users[9, 0] == result.sizes.users[0] - 1 > 1
@@ -120,7 +124,7 @@ def test_items_keep_their_first_known_values_of_the_prefix(tmp_path):
   )
   result = make(
     folder,
-    items=(
+    item_features=(
       config.ItemFeature(name='tag', prefix='tag:', max_values=3),
       config.ItemFeature(name='top', prefix='tag:', max_values=2, vocabulary=2),
       config.ItemFeature(name='aid', prefix='author:', max_values=1),
@@ -199,9 +203,9 @@ def test_everything_that_is_missing_is_listed_with_what_there_is(tmp_path):
     make(
       folder,
       events,
-      users=(config.UserFeature(column='age'),),
-      items=(config.ItemFeature(name='dur', prefix='duration:'),),
-      events=(
+      user_features=(config.UserFeature(column='age'),),
+      item_features=(config.ItemFeature(name='dur', prefix='duration:'),),
+      event_features=(
         config.EventFeature(column='duration'),
         config.EventFeature(column='play_time'),
       ),

@@ -22,11 +22,11 @@ _SETTINGS = config.LifelongConfig(
   max_cluster_size=4, snapshot_events=10, workers=1
 )
 _PATHWAYS = config.PathwaysConfig(
-  items=(
+  item_features=(
     config.ItemFeature('tag', average=True),
     config.ItemFeature('author'),
   ),
-  events=(config.EventFeature('play', buckets=4),),
+  event_features=(config.EventFeature('play', buckets=4),),
   labels=('like',),
   short_length=0,
   positive_length=0,

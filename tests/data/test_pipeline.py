@@ -411,7 +411,7 @@ def make_contexts(records, **changes):
     edges=(),
   )
   pathways = config.PathwaysConfig(
-    users=(config.UserFeature(column='id'),),
+    user_features=(config.UserFeature(column='id'),),
     short_length=2,
     positive_length=HISTORY,
   )

@@ -14,7 +14,7 @@ from onerec_jax.data import user_context
 
 _LENGTHS = np.array([40, 25, 0, 60])
 _PATHWAYS = config.PathwaysConfig(
-  users=(config.UserFeature('gender', dim=4),),
+  user_features=(config.UserFeature('gender', dim=4),),
   short_length=3,
   positive_length=0,
 )
@@ -125,11 +125,11 @@ def test_the_event_itself_and_later_ones_are_not_counted():
 
 def test_sizes_and_settings_name_the_added_features():
   contexts = _contexts()
-  names = [feature.column for feature in contexts.pathways.users]
+  names = [feature.column for feature in contexts.pathways.user_features]
   assert names == [
     'gender', 'rate of ltr', 'rate of wtr', 'number of events'
   ]  # fmt: skip
-  assert [f.dim for f in contexts.pathways.users] == [4, 6, 6, 6]
+  assert [f.dim for f in contexts.pathways.user_features] == [4, 6, 6, 6]
   assert len(contexts.sizes.users) == 4 and contexts.sizes.num_items == 7
   users = np.repeat(np.arange(4), _LENGTHS + 1)
   positions = np.concatenate([np.arange(n + 1) for n in _LENGTHS])

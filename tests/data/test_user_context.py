@@ -13,8 +13,8 @@ from onerec_jax.data import features
 from onerec_jax.data import user_context
 
 PATHWAYS = config.PathwaysConfig(
-  users=(config.UserFeature(column='age'),),
-  events=(
+  user_features=(config.UserFeature(column='age'),),
+  event_features=(
     config.EventFeature(column='play_time', buckets=5),
     config.EventFeature(column='pause', buckets=3),
   ),

@@ -15,15 +15,15 @@ from onerec_jax.model import parameters
 PATHWAYS = config.PathwaysConfig(
   user_id_buckets=11,
   user_id_dim=3,
-  users=(
+  user_features=(
     config.UserFeature(column='age', dim=4),
     config.UserFeature(column='sex', dim=2),
   ),
-  items=(
+  item_features=(
     config.ItemFeature(name='aid', dim=3),
     config.ItemFeature(name='tag', dim=5, average=True),
   ),
-  events=(config.EventFeature(column='play_time', dim=2, buckets=6),),
+  event_features=(config.EventFeature(column='play_time', dim=2, buckets=6),),
   labels=('is_like', 'is_follow'),
   label_dim=4,
   age_dim=3,

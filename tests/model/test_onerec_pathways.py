@@ -30,12 +30,12 @@ _MODEL = config.ModelConfig(
     num_experts=4, top_k=2, expert_dim=8, activation='swiglu', gate='sigmoid'
   ),
   pathways=config.PathwaysConfig(
-    users=(config.UserFeature('age', dim=4),),
-    items=(
+    user_features=(config.UserFeature('age', dim=4),),
+    item_features=(
       config.ItemFeature('aid', 'author:', dim=4, max_values=1),
       config.ItemFeature('tag', 'tag:', dim=4, max_values=2, average=True),
     ),
-    events=(config.EventFeature('watch_time', dim=4, buckets=5),),
+    event_features=(config.EventFeature('watch_time', dim=4, buckets=5),),
     labels=('like',),
     label_dim=4,
     age_dim=4,

@@ -31,12 +31,12 @@ _CONFIG = config_lib.PScoreConfig(
 )
 _GENERATOR = config_lib.PathwaysConfig(
   user_id_buckets=10,
-  users=(config_lib.UserFeature('gender'),),
-  items=(
+  user_features=(config_lib.UserFeature('gender'),),
+  item_features=(
     config_lib.ItemFeature('tag', max_values=2),
     config_lib.ItemFeature('author', max_values=1),
   ),
-  events=(config_lib.EventFeature('play', buckets=3),),
+  event_features=(config_lib.EventFeature('play', buckets=3),),
   labels=('like', 'follow'),
   age_buckets=4,
 )

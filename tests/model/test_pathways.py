@@ -19,9 +19,9 @@ D, B, ITEMS, EXPERTS = 16, 8, 9, 4
 SHORT, POSITIVE, LIFELONG, QUERIES = 3, 4, 5, 2
 TOKENS = 1 + SHORT + POSITIVE + QUERIES
 PATHWAYS = config.PathwaysConfig(
-  users=(config.UserFeature(column='age', dim=8),),
-  items=(config.ItemFeature(name='tag', dim=8, average=True),),
-  events=(config.EventFeature(column='play_time', dim=8, buckets=6),),
+  user_features=(config.UserFeature(column='age', dim=8),),
+  item_features=(config.ItemFeature(name='tag', dim=8, average=True),),
+  event_features=(config.EventFeature(column='play_time', dim=8, buckets=6),),
   labels=('is_like', 'is_follow'),
   label_dim=8,
   age_dim=8,

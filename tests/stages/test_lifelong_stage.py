@@ -23,8 +23,8 @@ _EXPERIMENT = config.Experiment(
   model=config.ModelConfig(
     encoder='pathways',
     pathways=config.PathwaysConfig(
-      items=(config.ItemFeature('tag', average=True),),
-      events=(config.EventFeature('watch_time'),),
+      item_features=(config.ItemFeature('tag', average=True),),
+      event_features=(config.EventFeature('watch_time'),),
       labels=('is_like',),
       lifelong_length=8,
     ),

@@ -32,9 +32,9 @@ _EXPERIMENT = config.validate(
     ),
     model=config.ModelConfig(
       pathways=config.PathwaysConfig(
-        users=(config.UserFeature('favourite'),),
-        items=(config.ItemFeature('tag', max_values=2),),
-        events=(config.EventFeature('watch_time', buckets=8),),
+        user_features=(config.UserFeature('favourite'),),
+        item_features=(config.ItemFeature('tag', max_values=2),),
+        event_features=(config.EventFeature('watch_time', buckets=8),),
         labels=('is_like', 'long_view'),
       )
     ),
