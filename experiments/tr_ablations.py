@@ -50,12 +50,14 @@ def _rows(variant: str) -> tuple[dict[str, Any], ...]:
         *(_reinforced(n.upper(), loss=n) for n in ('ecpo', 'grpo', 'gbpo')),
       )
     case 'format':
+      # With λ = 1 next-token prediction keeps the IDs legal by itself.
+      strong = {'weight': 10.0, 'format_weight': 10.0}
       return (
         before,
         _RSFT,
-        _reinforced('ECPO, no format reward', format_weight=0.0),
-        _reinforced('ECPO, 5 at random', format_choice='random'),
-        _reinforced('ECPO, top 5', format_choice='top'),
+        _reinforced('ECPO, no format reward', weight=10.0, format_weight=0.0),
+        _reinforced('ECPO, 5 at random', **strong, format_choice='random'),
+        _reinforced('ECPO, top 5', **strong, format_choice='top'),
       )
     case 'group_size':
       return (

@@ -157,9 +157,56 @@ def _ipa() -> list[str]:
   ]
 
 
+def _lifelong() -> list[str]:
+  rows = []
+  for result in _read('lifelong_cost').get('results', []):
+    found = result['returning']
+    kept = {
+      name: share['later']
+      for name, share in found['cosine_to_nearest_kept'].items()
+    }
+    rows.append(
+      _row(
+        'compressing a history of 100,000 events (64 numbers each) to 2,000'
+        f' clusters, M = {result["max_cluster_size"]}, one core'
+        if result['dim'] == 64
+        else f'… {result["dim"]} numbers each, M ='
+        f' {result["max_cluster_size"]}',
+        '≤ 2 s',
+        f'{found["wall_seconds_median"]:.2f} s, at most'
+        f' {found["wall_seconds_max"]:.2f} s; cosine of later events to the'
+        f' nearest kept {kept["latest_2000_clusters"]:.2f}, with the last 2,000'
+        f' events {kept["last_2000_events"]:.2f}',
+      )
+    )
+  return rows or [_row('compressing 100,000 events', '≤ 2 s', None)]
+
+
+def _ecpo() -> list[str]:
+  runs = _read('ecpo_stability').get('runs', {})
+  largest = {
+    name: max(
+      run['gradient_norm_max']
+      for key, run in runs.items()
+      if key.startswith(name)
+    )
+    for name in ('grpo', 'ecpo')
+    if runs
+  }
+  return [
+    _row(
+      'largest gradient norm in a stress run (rare groups, bad outputs in the'
+      ' log): GRPO, ECPO',
+      'bounded for ECPO',
+      f'{largest["grpo"]:.3g}, {largest["ecpo"]:.3g}' if largest else None,
+    )
+  ]
+
+
 def table() -> str:
   """Returns the Markdown table of all benchmarks."""
   rows = [
-    *_train_step(), *_beam_search(), *_moe(), *_ipa(), *_kmeans()
+    *_train_step(), *_beam_search(), *_moe(), *_ipa(), *_kmeans(),
+    *_lifelong(), *_ecpo(),
   ]  # fmt: skip
   return '\n'.join(['| what | target | measured |', '|---|---|---|', *rows])
