@@ -11,6 +11,8 @@ what users think of what they never rate: read the P-Scores as an example of
 the machinery, not as a result.
 """
 
+from typing import Any
+
 import ml_collections
 
 from experiments import quickstart
@@ -23,7 +25,7 @@ _STAGES = (
 
 
 def get_config() -> ml_collections.ConfigDict:
-  config = quickstart.get_config()
+  config: Any = quickstart.get_config()
   config.name = 'onerec_tr_movielens'
   config.stages = _STAGES
   config.reward_model = config_lib.default_config().reward_model

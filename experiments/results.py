@@ -28,7 +28,10 @@ _PAGES = ('README.md', 'experiments/benchmarks/README.md')
 _SHOWN = ('recall@5', 'recall@10', 'ndcg@10', 'mrr@10')
 _LIBRARIES = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'polars')
 _NOT_MEASURED = 'not measured'
-_FOLDERS = {'prepare': 'data', 'tokenize': 'tokenizer'}  # where they differ
+_FOLDERS: dict[str, str] = {
+  'prepare': 'data',
+  'tokenize': 'tokenizer',
+}  # where they differ
 
 # --- Keeping a run ----------------------------------------------------------
 
@@ -41,8 +44,10 @@ def collect(workdir: pathlib.Path) -> pathlib.Path:
   }
   if set(stages) == {'sweep'}:
     return _collect_sweep(workdir, stages['sweep'])
-  wanted = json.loads((workdir / 'config.json').read_text())['stages']
-  missing = {_FOLDERS.get(s, s) for s in wanted} - set(stages)
+  wanted: list[str] = json.loads((workdir / 'config.json').read_text())[
+    'stages'
+  ]
+  missing = {str(_FOLDERS.get(s, s)) for s in wanted} - set(stages)
   if missing:
     raise SystemExit(f'{workdir} has no result.json of {sorted(missing)}.')
   # Titles belong to the data's owner.

@@ -8,6 +8,8 @@ complete, and reports in runs/smoke/ and runs/smoke_tr/.  The numbers only show
 that the models learn; the claims are elsewhere.
 """
 
+from typing import Any
+
 import ml_collections
 
 from experiments import onerec_tr_synthetic
@@ -23,7 +25,7 @@ def get_config(variant: str = 'v1') -> ml_collections.ConfigDict:
 
 
 def _technical_report() -> ml_collections.ConfigDict:
-  config = onerec_tr_synthetic.get_config('small')
+  config: Any = onerec_tr_synthetic.get_config('small')
   config.name = 'smoke_tr'
   config.stages = (
     'prepare', 'embed', 'tokenize', 'lifelong', 'pretrain', 'p_score',

@@ -206,6 +206,7 @@ class OneRec(nn.Module):
     x = self._embed(tokens)
     if self.config.history_recency:
       x = x + self._recency(inputs.mask)
+    assert isinstance(self.encoder, history_encoder.HistoryEncoder)
     return self.encoder(x, token_mask, seeds), None
 
   def _encode_pathways(
@@ -228,6 +229,7 @@ class OneRec(nn.Module):
       router_bias = router_bias[: self.config.encoder_layers]
     else:
       router_bias = None
+    assert isinstance(self.encoder, pathway_encoder.PathwayEncoder)
     return self.encoder(
       context, inputs.user, item_vectors, catalogue.features, seeds, router_bias
     )
