@@ -148,6 +148,8 @@ def _compare_pathways(config: Any) -> None:
     'user_features': (), 'item_features': (), 'event_features': (),
     'labels': (), 'age_dim': 0,
   }  # fmt: skip
+  config.pretrain.num_steps = 1000
+  config.pretrain.checkpoint_every_steps = 1000
   config.sweep.title = 'KuaiRand-Pure: pathways and features'
   config.sweep.judge = 'items'
   config.sweep.base = 'positives only'

@@ -127,7 +127,8 @@ def lines(
   shown = [v for _, values, _ in series.values() for v in values]
   if percent:
     ax.yaxis.set_major_formatter(ticker.PercentFormatter(1, decimals=None))
-    ax.set_ylim(bottom=0)
+    known = [v for v in map(_known, shown) if math.isfinite(v)]
+    ax.set_ylim(0, 1.08 * max(known, default=1.0) or 1.0)
   elif _spans(shown):
     _log_axis(ax)
   return canvas.png(result)
