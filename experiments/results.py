@@ -385,7 +385,12 @@ def p_score_model(name: str, title: str) -> str:
   run = _run(name)
   if run is None:
     return f'**{title}**: {_NOT_MEASURED}.'
-  result = run['stages']['p_score']
+  # A sweep's judge, of its first seed, or a run's own.
+  result = (
+    run['sweep']['reward_model'][0]
+    if 'sweep' in run
+    else run['stages']['p_score']
+  )
   rows = []
   for tower in result['towers']:
     found = tower['held_out']
@@ -497,7 +502,7 @@ _BLOCKS: dict[str, Callable[[], str]] = {
     'onerec_tr_kuairand_pathways', 'KuaiRand-Pure, pathways and features'
   ),
   'tr_kuairand_p_score': lambda: p_score_model(
-    'onerec_tr_kuairand_full', 'KuaiRand-Pure, P-Score model'
+    'onerec_tr_kuairand_pathways', 'KuaiRand-Pure, P-Score model'
   ),
   'tokenizer': tokenizer,
   'speed': summary.table,
