@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from onerec_jax.config import alignment_checks
 from onerec_jax.config.experiment import STAGES
 from onerec_jax.config.experiment import Experiment
 from onerec_jax.config.training import TrainConfig
@@ -67,16 +68,16 @@ def _problems(experiment: Experiment) -> Iterator[str]:
   yield from _train_problems('pretrain', e.pretrain, e.data.history_length)
   if 'reward' in e.stages:
     yield from _train_problems('reward', e.reward, e.data.history_length)
-    yield from _reward_problems(e)
+    yield from alignment_checks.reward_problems(e)
   if 'align' in e.stages:
     yield from _train_problems('align', e.align, e.data.history_length)
-    yield from _preference_problems(e)
+    yield from alignment_checks.preference_problems(e)
   if 'p_score' in e.stages:
     yield from _train_problems('p_score', e.p_score, e.data.history_length)
-    yield from _p_score_problems(e)
+    yield from alignment_checks.p_score_problems(e)
   if 'reinforce' in e.stages:
     yield from _train_problems('reinforce', e.reinforce, e.data.history_length)
-    yield from _reinforce_problems(e)
+    yield from alignment_checks.reinforce_problems(e)
   yield from _pathways_problems(e)
   yield from _item_alignment_problems(e)
   split = e.data.split
@@ -149,96 +150,6 @@ def _train_problems(
   steps = train.profile_steps
   if steps and (len(steps) != 2 or steps[0] > steps[1]):
     yield f'{path}.profile_steps={steps} must be empty or (first, last).'
-
-
-def _reward_problems(e: Experiment) -> Iterator[str]:
-  model = e.reward_model
-  if not model.targets:
-    yield (
-      "stages has 'reward', but reward_model.targets is empty: name at least"
-      " one, e.g. ({'name': 'ltr', 'column': 'is_like', 'label': 'any'},), or"
-      " take 'reward' and 'align' out of stages."
-    )
-  names = [t.name for t in model.targets]
-  if len(set(names)) < len(names):
-    yield f'reward_model.targets has a name twice: {names}.'
-  for i, target in enumerate(model.targets):
-    if not 0 < target.percentile <= 100:
-      yield (
-        f'reward_model.targets[{i}].percentile={target.percentile} must lie in'
-        ' (0, 100].'
-      )
-  for name in (
-    'items_per_session',
-    'embed_dim',
-    'num_heads',
-    'num_layers',
-    'tower_dim',
-  ):
-    if getattr(model, name) < 1:
-      yield f'reward_model.{name}={getattr(model, name)} must be at least 1.'
-  if model.embed_dim % model.num_heads:
-    yield (
-      f'reward_model.embed_dim={model.embed_dim} is not divisible by'
-      f' reward_model.num_heads={model.num_heads}.'
-    )
-  if not 0 <= model.dropout_rate < 1:
-    yield f'reward_model.dropout_rate={model.dropout_rate} must lie in [0, 1).'
-  if not 0 < model.held_out_share < 1:
-    yield (
-      f'reward_model.held_out_share={model.held_out_share} must lie in (0, 1).'
-    )
-
-
-def _preference_problems(e: Experiment) -> Iterator[str]:
-  p = e.preference
-  if e.architecture != 'onerec':
-    yield (
-      f"stages has 'align', which needs architecture='onerec', not"
-      f' {e.architecture!r}: item-level baselines generate no sessions.'
-    )
-  if p.pairs == 'beam_rm' and 'reward' not in e.stages:
-    yield (
-      "preference.pairs='beam_rm' needs the stage 'reward': add it to stages,"
-      " or set preference.pairs='logged'."
-    )
-  if p.pairs == 'logged' and p.rounds != 1:
-    yield (
-      f"preference.rounds={p.rounds} has no meaning with pairs='logged', which"
-      ' are drawn once: set preference.rounds=1 and raise align.num_steps.'
-    )
-  if p.num_rejected < 1 or (p.num_rejected > 1 and p.loss != 'sdpo'):
-    yield (
-      f'preference.num_rejected={p.num_rejected} must be 1 with loss'
-      f' {p.loss!r}; only sdpo compares to more.'
-    )
-  if not 0 < p.sample_share <= 1:
-    yield f'preference.sample_share={p.sample_share} must lie in (0, 1].'
-  if not 0 <= p.label_flip < 0.5:
-    yield f'preference.label_flip={p.label_flip} must lie in [0, 0.5).'
-  if p.beta is not None and p.beta <= 0:
-    yield f'preference.beta={p.beta} must be positive.'
-  if p.rounds < 1:
-    yield f'preference.rounds={p.rounds} must be at least 1.'
-  rollout, trained = p.rollout, e.data.sessions.items_per_session
-  if rollout.continue_items + rollout.num_items > trained:
-    yield (
-      f'preference.rollout.continue_items={rollout.continue_items} plus'
-      f' preference.rollout.num_items={rollout.num_items} must not exceed'
-      f' data.sessions.items_per_session={trained}, the length that is trained.'
-    )
-  if p.pairs == 'beam_rm':
-    if rollout.num_beams < 1 + p.num_rejected:
-      yield (
-        f'preference.rollout.num_beams={rollout.num_beams} cannot hold a best'
-        f' and {p.num_rejected} worst sessions.'
-      )
-    if rollout.num_items != e.reward_model.items_per_session:
-      yield (
-        f'preference.rollout.num_items={rollout.num_items} must equal'
-        f' reward_model.items_per_session={e.reward_model.items_per_session},'
-        ' the session length that the reward model knows.'
-      )
 
 
 def _pathways_problems(e: Experiment) -> Iterator[str]:
@@ -339,105 +250,6 @@ def _pathways_problems(e: Experiment) -> Iterator[str]:
         f'{path}.continue_items={decoding.continue_items} must be 0 with'
         " model.encoder='pathways', which reads the latest events itself."
       )
-
-
-def _p_score_problems(e: Experiment) -> Iterator[str]:
-  model = e.p_score_model
-  names = [tower.name for tower in model.towers]
-  if not names:
-    yield (
-      "stages has 'p_score', but p_score_model.towers is empty: name at least"
-      " one, e.g. ({'name': 'ltr', 'column': 'is_like'},)."
-    )
-  if len(set(names)) < len(names) or 'p_score' in names:
-    yield (
-      f'p_score_model.towers has the names {names}: they must differ from each'
-      " other and from 'p_score'."
-    )
-  for i, tower in enumerate(model.towers):
-    if tower.weight <= 0:
-      yield f'p_score_model.towers[{i}].weight={tower.weight} must be positive.'
-  for name in ('embed_dim', 'num_heads', 'history_length', 'search_items'):
-    if getattr(model, name) < 1:
-      yield f'p_score_model.{name}={getattr(model, name)} must be at least 1.'
-  if model.embed_dim % model.num_heads:
-    yield (
-      f'p_score_model.embed_dim={model.embed_dim} is not divisible by'
-      f' p_score_model.num_heads={model.num_heads}.'
-    )
-  if model.search_items > model.history_length:
-    yield (
-      f'p_score_model.search_items={model.search_items} exceeds'
-      f' p_score_model.history_length={model.history_length}.'
-    )
-  if not model.tower_dims or not model.fusion_dims:
-    yield 'p_score_model.tower_dims and fusion_dims must not be empty.'
-  if not 0 < model.held_out_share < 1:
-    yield (
-      f'p_score_model.held_out_share={model.held_out_share} must lie in (0, 1).'
-    )
-  if model.search == 'hard' and not e.model.pathways.item_features:
-    yield (
-      "p_score_model.search='hard' compares the first of"
-      ' model.pathways.item_features, which is empty: name one, or set'
-      " search='soft'."
-    )
-
-
-def _reinforce_problems(e: Experiment) -> Iterator[str]:
-  r = e.reinforcement
-  if 'p_score' not in e.stages:
-    yield "stages has 'reinforce', which needs 'p_score': add it to stages."
-  if e.architecture != 'onerec':
-    yield (
-      f"stages has 'reinforce', which needs architecture='onerec', not"
-      f' {e.architecture!r}.'
-    )
-  known = ['p_score', *(tower.name for tower in e.p_score_model.towers)]
-  if r.reward not in known:
-    yield f'reinforcement.reward={r.reward!r} must be one of {known}.'
-  if r.group_size < 2:
-    yield (
-      f'reinforcement.group_size={r.group_size} must be at least 2: advantages'
-      ' compare the items of a group.'
-    )
-  if not 0 < r.user_share <= 1:
-    yield f'reinforcement.user_share={r.user_share} must lie in (0, 1].'
-  if not 0 < r.clip < 1:
-    yield f'reinforcement.clip={r.clip} must lie in (0, 1).'
-  if r.early_clip <= 0:
-    yield f'reinforcement.early_clip={r.early_clip} must be positive.'
-  if r.temperature <= 0:
-    yield f'reinforcement.temperature={r.temperature} must be positive.'
-  if not 0 < r.sample_top_p <= 1:
-    yield f'reinforcement.sample_top_p={r.sample_top_p} must lie in (0, 1].'
-  if r.sync_every_steps < 1:
-    yield (
-      f'reinforcement.sync_every_steps={r.sync_every_steps} must be at least 1.'
-    )
-  if r.format_weight and not 1 <= r.format_samples <= r.group_size:
-    yield (
-      f'reinforcement.format_samples={r.format_samples} must lie in'
-      f' 1..group_size={r.group_size}.'
-    )
-  if not 0 <= r.rsft_drop_share < 1:
-    yield (
-      f'reinforcement.rsft_drop_share={r.rsft_drop_share} must lie in [0, 1).'
-    )
-  industrial = r.industrial
-  if industrial.categories and not (
-    0 < industrial.factor < 1 and 0 <= industrial.target_share < 1
-  ):
-    yield (
-      f'reinforcement.industrial.factor={industrial.factor} must lie in (0, 1)'
-      f' and target_share={industrial.target_share} in [0, 1).'
-    )
-  k = e.evaluate.p_score
-  if not k.pass_at or max(k.pass_at) > k.num_items or min(k.pass_at) < 1:
-    yield (
-      f'evaluate.p_score.pass_at={k.pass_at} must lie in'
-      f' 1..evaluate.p_score.num_items={k.num_items}.'
-    )
 
 
 def _item_alignment_problems(e: Experiment) -> Iterator[str]:
