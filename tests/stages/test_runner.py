@@ -31,10 +31,16 @@ def calls(monkeypatch):
   return made
 
 
+_REWARD = {'targets': ({'name': 'ltr', 'column': 'is_like'},)}
+_V1 = config.from_config_dict(
+  {'stages': config.V1_STAGES, 'reward_model': _REWARD}
+)
 _ALL = config.from_config_dict(
   {
     'stages': config.STAGES,
-    'reward_model': {'targets': ({'name': 'ltr', 'column': 'is_like'},)},
+    'reward_model': _REWARD,
+    'model': {'encoder': 'pathways', 'pathways': {'lifelong_length': 8}},
+    'p_score_model': {'towers': ({'name': 'ltr', 'column': 'is_like'},)},
   }
 )
 
@@ -66,11 +72,11 @@ def test_stages_that_are_left_out_are_not_waited_for(calls, workdir):
 
 
 def test_changed_alignment_leaves_what_comes_before_alone(calls, workdir):
-  _run(_ALL, workdir)
+  _run(_V1, workdir)
   calls.clear()
   (workdir.folder('align') / workdir_lib.STARTED).unlink()  # not protected
   changed = dataclasses.replace(
-    _ALL, preference=config.PreferenceConfig(loss='ipo')
+    _V1, preference=config.PreferenceConfig(loss='ipo')
   )
   _run(changed, workdir)
   assert calls == ['align', 'evaluate', 'report']
