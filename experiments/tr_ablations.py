@@ -135,5 +135,8 @@ def get_config(variant: str = 'rl') -> ml_collections.ConfigDict:
   config.sweep.title = f'Technical report: {variant.replace("_", " ")}'
   config.sweep.judge = 'items'
   config.sweep.rows = rows
-  config.sweep.base = rows[0]['name']
+  # The claims are about what reinforcement adds to RSFT.
+  names = [row['name'] for row in rows]
+  rsft = _RSFT['name']
+  config.sweep.base = rsft if rsft in names else names[0]
   return config
