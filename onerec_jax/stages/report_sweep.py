@@ -163,6 +163,8 @@ def write(result: Mapping[str, Any], folder: epath.Path) -> epath.Path:
   page = {
     'title': _title(result),
     'subtitle': _subtitle(result),
+    'what': sweep_rows.judged(result),
+    'best': 'pass@K: of the first K' if _of_items(result) else 'max',
     'meta': [
       ('base', result['base']),
       ('seeds', ', '.join(map(str, result['seeds']))),
@@ -195,6 +197,10 @@ def write(result: Mapping[str, Any], folder: epath.Path) -> epath.Path:
   return path
 
 
+def _of_items(result: Mapping[str, Any]) -> bool:
+  return sweep_rows.judged(result) == 'item'
+
+
 def _title(result: Mapping[str, Any]) -> str:
   return result.get('title') or 'Sweep'
 
@@ -202,7 +208,7 @@ def _title(result: Mapping[str, Any]) -> str:
 def _subtitle(result: Mapping[str, Any]) -> str:
   users = max(row['users'] for row in result['rows'])
   seeds = len(result['seeds'])
-  if result.get('judge') == 'items':
+  if _of_items(result):
     each = f'{result["items_per_user"]} items each, scored by one P-Score model'
   else:
     each = (
@@ -314,7 +320,7 @@ def _costs(result: Mapping[str, Any]) -> dict[str, Any]:
     'caption': 'All seeds together; time: of what was not shared with others',
     'columns': [
       'variant', 'parameters', 'time', 'rounds', 'pairs', 'skipped',
-      'without session',
+      f'without {sweep_rows.judged(result)}',
     ],
     'rows': rows,
   }  # fmt: skip

@@ -68,7 +68,7 @@ def dots(
     ax.spines['left'].set_visible(False)
     ax.set_title(title, fontweight='bold')
     ax.set_ylim(-0.6, len(order) - 0.4)
-    ax.xaxis.set_major_locator(ticker.MaxNLocator(4))
+    ax.xaxis.set_major_locator(ticker.MaxNLocator(4 if len(columns) < 3 else 2))
     ax.tick_params(axis='x', labelsize=8.5)
     ax.grid(axis='y', visible=True)
   return canvas.png(result)

@@ -49,11 +49,10 @@ def dot_pictures(
   names = [r['name'] for r in result['rows']]
   added = []
   for target in targets:
-    columns = {
-      c.replace('_', ' '): _dots(result, c)
-      for c in result['columns']
-      if sweep_rows.target_of(c) == target
-    }
+    chosen = [c for c in result['columns'] if sweep_rows.target_of(c) == target]
+    # Of many Pass@K the first and the last: more panels cannot be read.
+    chosen = [*chosen[:2], *chosen[2:][-1:]]
+    columns = {c.replace('_', ' '): _dots(result, c) for c in chosen}
     pictures.add(
       f'dots_{target}',
       figures.dots(names, columns, base=result['base']),
@@ -65,7 +64,8 @@ def dot_pictures(
         for title, dots in columns.items()
       ),
       caption=(
-        f'{target.replace("_", " ").capitalize()}: average and best session.'
+        f'{target.replace("_", " ").capitalize()}: average and best'
+        f' {sweep_rows.judged(result)}.'
       ),
     )
     added.append(f'dots_{target}')
@@ -103,7 +103,7 @@ def truth_picture(
   result: Mapping[str, Any], pictures: words.Pictures
 ) -> list[str]:
   """Adds true over predicted reward of aligned rows, where truth is known."""
-  total = 'p_score' if result.get('judge') == 'items' else 'reward'
+  total = 'p_score' if sweep_rows.judged(result) == 'item' else 'reward'
   if f'true_{total}_mean' not in result['columns']:
     return []
   predicted = _changes(result, f'{total}_mean')

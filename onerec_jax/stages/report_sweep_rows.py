@@ -19,6 +19,11 @@ TOTALS = ('reward', 'true_reward', 'p_score', 'true_p_score')
 _OVERRIDE = re.compile(r'^(.*?)\s*\b(\w+)\s*[= ]\s*([\d.]+)\s*(%?)$')
 
 
+def judged(result: Mapping[str, Any]) -> str:
+  """Returns what the variants generated: 'session' or 'item'."""
+  return 'item' if result.get('judge') == 'items' else 'session'
+
+
 def target_of(column: str) -> str:
   """Returns 'swt' for 'swt_mean'."""
   return column.rpartition('_')[0]
