@@ -158,6 +158,7 @@ def write(result: Mapping[str, Any], folder: epath.Path) -> epath.Path:
       *sweep_pictures.truth_picture(result, pictures),
       *sweep_pictures.round_picture(result, pictures),
     ],
+    'legality': sweep_pictures.legality_picture(result, pictures),
     'series': sweep_pictures.series_pictures(result, found, pictures),
   }
   page = {

@@ -3,16 +3,24 @@
 Computes nothing but ratios; leaves out what was not recorded.
 """
 
+import itertools
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
 from onerec_jax.stages import published
 from onerec_jax.stages import report_alignment
+from onerec_jax.stages import report_reinforce_figures as lines
 from onerec_jax.stages import report_session_rewards
 from onerec_jax.stages import report_sweep_figures as figures
 from onerec_jax.stages import report_sweep_rows as sweep_rows
 from onerec_jax.stages import report_words as words
+
+# One line per variant, in this order.
+_TONES = (
+  lines.OTHER, lines.BAD, lines.MAIN, lines.TRUE, lines.LIGHT,
+  lines.PREDICTED_BEST, lines.TRUE_BEST,
+)  # fmt: skip
 
 
 def _dots(result: Mapping[str, Any], column: str) -> list[figures.Dot]:
@@ -186,6 +194,42 @@ def round_picture(
     ),
   )
   return ['rounds']
+
+
+def legality_picture(
+  result: Mapping[str, Any], pictures: words.Pictures
+) -> list[str]:
+  """Adds legality over the steps of reinforcement, of the first seed."""
+  curves = {
+    row['name']: row['legality_curves'][0]
+    for row in result['rows']
+    if (row.get('legality_curves') or [None])[0]
+  }
+  if not curves:
+    return []
+  pictures.add(
+    'legality',
+    lines.lines(
+      {
+        name: ([s for s, _ in curve], [v for _, v in curve], tone)
+        for (name, curve), tone in zip(
+          curves.items(), itertools.cycle(_TONES), strict=False
+        )
+      },
+      label='legal IDs, free decoding',
+      percent=True,
+    ),
+    alt='Legality over the steps: '
+    + '; '.join(
+      f'{name}: {words.percent(curve[0][1])} to {words.percent(curve[-1][1])}'
+      for name, curve in curves.items()
+    ),
+    caption=(
+      'Share of generated IDs that belong to an item, validation users, free'
+      ' decoding, over the steps of reinforcement.'
+    ),
+  )
+  return ['legality']
 
 
 def series_pictures(

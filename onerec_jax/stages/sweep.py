@@ -38,6 +38,7 @@ _JUDGES: dict[config_lib.Stage, config_lib.Stage] = {
   'reward': 'align',
   'p_score': 'reinforce',
 }
+_LEGALITY = 'valid/legality'
 _Judge = session_comparison.Judge | item_evaluation.Judge
 
 
@@ -212,16 +213,29 @@ def _finish_row(row: Row, workdir: workdir_lib.Workdir, judge: _Judge) -> None:
   with (shared.root / 'users.npz').open('wb') as file:
     np.savez(file, values=found.values, items=items)
   training = shared.result('align') if 'align' in stages else None
+  reinforced = shared.result('reinforce') if 'reinforce' in stages else None
   workdir_lib.write_json(
     shared.root / workdir_lib.RESULT,
     {
       'digest': digest,
       'seconds': time.perf_counter() - start,
       'legality': found.legality,
+      'legality_curve': _legality_curve(reinforced),
       'rounds': (training or {}).get('rounds'),
       'num_parameters': (shared.result('pretrain') or {}).get('num_parameters'),
     },
   )
+
+
+def _legality_curve(
+  reinforced: dict[str, Any] | None,
+) -> list[list[float]] | None:
+  """Returns [step, legality of validation users' free decoding] pairs."""
+  if reinforced is None:
+    return None
+  before = (reinforced['before'] or {}).get(_LEGALITY)
+  start = [] if before is None else [[0, before]]
+  return start + reinforced['curves'].get(_LEGALITY, [])
 
 
 def _row_digest(row: Row, judge: _Judge) -> str:
@@ -310,6 +324,7 @@ def _summary(
           for v in values[row.name]
         ],
         'legality': [r['legality'] for r in results[row.name]],
+        'legality_curves': [r.get('legality_curve') for r in results[row.name]],
         'num_parameters': results[row.name][0]['num_parameters'],
         'seconds': sum(r['seconds'] for r in results[row.name]),
         'rounds': [r['rounds'] for r in results[row.name]],
