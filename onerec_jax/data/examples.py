@@ -5,6 +5,7 @@ examples/*.arrayrecord and *.index.npz.  What is a target is decided before
 (sessions), how batches are made after (pipeline.py).
 """
 
+import copy
 import dataclasses
 import os
 import tempfile
@@ -255,6 +256,12 @@ class ExampleStore:
     self.cached = 4 * total <= cache_bytes
     self.example_rows = self.index.example_rows()  # record of each example
     self._cache: Events | None = None
+
+  def with_contexts(self, contexts: Contexts | None) -> 'ExampleStore':
+    """Returns the same records for a model that reads other contexts."""
+    other = copy.copy(self)
+    other.contexts = contexts
+    return other
 
   def _open(self) -> Any:  # type checkers see no methods on the library's class
     local = os.fspath(self.path)

@@ -136,7 +136,8 @@ class Generator:
         num_beams=num_items, num_items=1, constrain='none'
       )
     self._trained = trained
-    self._store = store
+    # The judge's model may read other contexts than this one.
+    self._store = store = store.with_contexts(trained.contexts)
     self._beam = beam_sessions.SessionBeam(trained, store, settings)
     shards = trained.mesh.size
     self._rows = -(-batch_size // shards) * shards

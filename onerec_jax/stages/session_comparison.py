@@ -362,7 +362,7 @@ def _first_item_probabilities(
   padded[: len(ids)] = ids
   last = judge.experiment.preference.rollout.continue_items
   users = pipeline.session_batch(
-    judge.store,
+    judge.store.with_contexts(trained.contexts),
     padded,
     history_length=trained.experiment.data.history_length + last,
     items_per_session=1,

@@ -83,6 +83,8 @@ def make_generator(
   rollout = experiment.preference.rollout
   if constrain is not None:
     rollout = dataclasses.replace(rollout, constrain=constrain)
+  # The judge's experiment may have another encoder than this model.
+  store = store.with_contexts(trained.contexts)
   longest = trained.experiment.data.sessions.items_per_session
   is_session_wise = (
     trained.experiment.architecture == 'onerec'

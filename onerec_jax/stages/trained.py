@@ -21,6 +21,7 @@ from onerec_jax import config
 from onerec_jax import sharding
 from onerec_jax import workdir as workdir_lib
 from onerec_jax.data import catalog
+from onerec_jax.data import examples
 from onerec_jax.decoding import catalogue_ranking
 from onerec_jax.decoding import recommend as decoding
 from onerec_jax.model import sequential as sequence_model
@@ -50,6 +51,7 @@ class Trained(NamedTuple):
   catalogue: batch_lib.Catalogue  # on the mesh
   trie: prefix_trie.PrefixTrie
   attributes: sequence_model.ItemAttributes | None  # fdsa only
+  contexts: examples.Contexts | None  # what it reads of users; pathways only
   mesh: Mesh
   step: int
   differences: list[str]  # settings that changed since it was trained
@@ -145,6 +147,7 @@ def load(
       whole,
     ),
     attributes=jax.device_put(attributes, whole),
+    contexts=None if pathways is None else pathways.contexts,
     mesh=mesh,
     step=restored.step,
     differences=differences,

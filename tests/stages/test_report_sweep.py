@@ -546,6 +546,29 @@ def test_rounds_need_their_true_reward_to_be_drawn(tmp_path):
   assert 'per round' not in without.text
 
 
+def test_legality_over_the_steps_is_drawn_where_it_was_recorded(tmp_path):
+  swept = result(FEW)
+  assert 'over the steps' not in page_of(swept, tmp_path / 'a').text
+  for row in swept['rows']:
+    row['legality_curves'] = [None] * 3
+  swept['rows'][-1]['legality_curves'] = [[[0, 0.75], [50, 0.5]]] * 3
+  assert (
+    'over the steps of reinforcement' in page_of(swept, tmp_path / 'b').text
+  )
+  html = (tmp_path / 'b' / 'sweep' / 'report.html').read_text()
+  name = swept['rows'][-1]['name']
+  assert f'{name}: 75.0 % to 50.0 %' in html
+
+
+def test_items_are_spoken_of_as_items(tmp_path):
+  swept = result(FEW)
+  assert 'Rewards of generated sessions' in page_of(swept, tmp_path / 'a').text
+  swept |= {'judge': 'items', 'items_per_user': 32}
+  text = page_of(swept, tmp_path / 'b').text
+  assert 'Rewards of generated items' in text
+  assert '32 items each, scored by one P-Score model' in text
+
+
 def test_a_round_is_judged_on_validation_users_where_it_was():
   rollouts = {'legal': 10, 'reward_sum': 5.0, 'true_reward_sum': 2.0}
   measured = {'valid/reward_mean': 0.7, 'valid/true_reward_mean': 0.6}
