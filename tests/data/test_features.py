@@ -86,7 +86,7 @@ def test_numbers_fall_into_quantiles_of_the_known_users(tmp_path):
   )
   result = make(
     folder,
-    users=tuple(
+    user_features=tuple(
       config.UserFeature(column=c, buckets=4) for c in ('fans', 'same', 'none')
     ),
   )
@@ -148,7 +148,7 @@ def test_event_numbers_are_bucketed_between_the_training_extremes(tmp_path):
   feature = (config.EventFeature(column='play_time', buckets=4),)
   # log(1 + x) from 0 to log 16 in four parts: edges at x = 1, 3, 7.
   events = make_events([15, 0, np.nan, 4000], split=[0, 0, 0, 1])
-  (edges,) = make(folder, events, events=feature).edges
+  (edges,) = make(folder, events, event_features=feature).edges
   np.testing.assert_allclose(np.expm1(edges), [1, 3, 7], rtol=1e-12)
   values = np.array([0, 0.9, 1.1, 2.9, 3.1, 6.9, 7.1, 15, 4000, -5, np.nan])
   ids = features.number_ids(values, edges)
@@ -156,7 +156,7 @@ def test_event_numbers_are_bucketed_between_the_training_extremes(tmp_path):
   # What training cannot see fits nothing.
   other = make_events([15, 0, np.nan, 9], split=[0, 0, 0, 2])
   np.testing.assert_array_equal(
-    make(folder, other, events=feature).edges[0], edges
+    make(folder, other, event_features=feature).edges[0], edges
   )
 
 
@@ -169,7 +169,7 @@ def test_a_number_on_an_edge_belongs_to_the_bucket_above():
 def test_a_constant_event_number_has_one_bucket(tmp_path):
   events = make_events([3, 3, np.nan])
   feature = config.EventFeature(column='play_time', buckets=8)
-  (edges,) = make(write(tmp_path), events, events=(feature,)).edges
+  (edges,) = make(write(tmp_path), events, event_features=(feature,)).edges
   ids = features.number_ids(events.feedback['play_time'], edges)
   assert ids.tolist() == [1, 1, 0]
 
@@ -212,14 +212,21 @@ def test_everything_that_is_missing_is_listed_with_what_there_is(tmp_path):
       labels=('is_like', 'is_follow'),
     )
   text = str(error.value)
-  assert "users[0]: there is no user column 'age'; there are ['sex']" in text
+  assert (
+    "user_features[0]: there is no user column 'age'; there are ['sex']" in text
+  )
   assert "begins with 'duration:'; there are ['author:', 'plain', 'tag:']" in (
     text
   )
   known = "there are ['is_like', 'play_time']"
-  assert f"events[0]: there is no feedback column 'duration'; {known}" in text
+  assert (
+    f"event_features[0]: there is no feedback column 'duration'; {known}"
+    in text
+  )
   assert f"labels[1]: there is no feedback column 'is_follow'; {known}" in text
-  assert "events[1]: 'play_time' is unknown in every training event" in text
+  assert (
+    "event_features[1]: 'play_time' is unknown in every training event" in text
+  )
   assert 'labels[0]' not in text
 
 

@@ -340,8 +340,8 @@ def test_users_without_a_snapshot_leave_empty_snapshots(tmp_path):
   ('changes', 'message'),
   [
     ({'lifelong_length': 7}, 'lifelong_length=7'),
-    ({'events': ()}, r"numbers \['play'\], now \[\]"),
-    ({'items': ()}, r"features \['tag'\], now \[\]"),
+    ({'event_features': ()}, r"numbers \['play'\], now \[\]"),
+    ({'item_features': ()}, r"features \['tag'\], now \[\]"),
   ],
 )
 def test_other_pathways_need_the_stage_again(folder, changes, message):

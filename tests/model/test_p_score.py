@@ -306,7 +306,7 @@ def test_hard_search_ignores_events_of_other_values(params):
 
 
 def test_hard_search_without_item_features_says_what_to_name():
-  pathways = dataclasses.replace(_GENERATOR, items=())
+  pathways = dataclasses.replace(_GENERATOR, item_features=())
   model = _model(
     pathways=pathways, sizes=_SIZES._replace(items=()), search='hard'
   )
@@ -548,9 +548,9 @@ def test_one_long_pathway_is_read_and_no_user_id():
     _CONFIG.history_length, 0, 0
   )  # fmt: skip
   assert read.user_id_buckets == 0
-  assert [f.dim for f in read.items] == [8, 8]
-  assert [f.max_values for f in read.items] == [2, 1]
-  assert (read.label_dim, read.age_dim, read.events[0].dim) == (2, 2, 2)
+  assert [f.dim for f in read.item_features] == [8, 8]
+  assert [f.max_values for f in read.item_features] == [2, 1]
+  assert (read.label_dim, read.age_dim, read.event_features[0].dim) == (2, 2, 2)
   no_age = dataclasses.replace(_GENERATOR, age_dim=0)
   assert p_score.pathways_of(_CONFIG, no_age).age_dim == 0
 

@@ -369,7 +369,11 @@ def test_every_pathway_and_the_order_of_events_matter(case):
 
 def test_item_ids_have_a_table_of_their_own():
   case = make_case(
-    pathways={'item_input': 'item_id', 'users': (), 'lifelong_length': 0}
+    pathways={
+      'item_input': 'item_id',
+      'user_features': (),
+      'lifelong_length': 0,
+    }
   )
   tables = case.params['pathways']
   assert tables['item_table'].shape == (ITEMS, D)
