@@ -227,3 +227,45 @@ class IndustrialReward:
     """Goes on from `get_state`."""
     packed = np.frombuffer(bytes.fromhex(state['flags']), np.uint8)
     self._before = np.unpackbits(packed)[: state['count']].astype(bool)
+
+
+# --- Pass@K ------------------------------------------------------------------
+
+
+def pass_columns(
+  targets: Sequence[str], pass_at: Sequence[int]
+) -> tuple[str, ...]:
+  """Returns the columns of `pass_at_values`, e.g. ltr_mean and ltr_pass@8."""
+  return tuple(
+    f'{name}{part}'
+    for name in targets
+    for part in ('_mean', *(f'_pass@{k}' for k in pass_at))
+  )
+
+
+def pass_at_values(
+  rewards: Float[np.ndarray, 'U K X'],
+  legal: Bool[np.ndarray, 'U K'],
+  *,
+  pass_at: Sequence[int],
+) -> Float[np.ndarray, 'U columns']:
+  """Returns the mean over all K items and the best of the first k of them.
+
+    mean_x = mean_i r_x(i),   x@k = max_{i ≤ k} r_x(i)
+
+  Illegal items count in no mean and no maximum; a user without a legal item
+  among the first k gets NaN.
+
+  Reference: 2506.13695, Pass@K; spec §13.2.
+  """
+  shown = np.where(legal[..., None], rewards, np.nan)
+  counted = np.where(legal[..., None], rewards, 0.0)
+  number = legal.sum(axis=1)[:, None]
+  parts = [
+    np.where(number > 0, counted.sum(axis=1) / np.maximum(number, 1), np.nan)
+  ]
+  for k in pass_at:
+    best = np.where(np.isnan(shown[:, :k]), -np.inf, shown[:, :k]).max(axis=1)
+    parts.append(np.where(np.isfinite(best), best, np.nan))
+  stacked = np.stack(parts, axis=-1)  # [U, X, 1 + len(pass_at)]
+  return stacked.reshape(len(rewards), -1)

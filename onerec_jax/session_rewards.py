@@ -4,7 +4,9 @@ NumPy, from predictions to figures with their spread; users without a legal
 session stay out of every figure and are counted.  Makes no prediction itself.
 """
 
+from collections.abc import Mapping
 from collections.abc import Sequence
+from typing import Any
 from typing import NamedTuple
 
 import numpy as np
@@ -181,6 +183,47 @@ def compare(
   return Comparison(
     dict(zip(columns, differences, strict=True)), int(both.sum())
   )
+
+
+def summarize_methods(
+  values: Mapping[str, Float[np.ndarray, 'U columns']],
+  *,
+  base: str,
+  columns: Sequence[str],
+  resamples: int,
+  resample_users: int,
+  bootstrap_samples: int,
+  seed: int,
+) -> dict[str, dict[str, Any]]:
+  """Returns `summarize` and `compare` of every method as JSON-able figures.
+
+  Args:
+    values: name -> rewards per user, the same users for all.
+    base: name that the others are compared to.
+    columns, resamples, resample_users, bootstrap_samples, seed: as there.
+
+  Returns:
+    Name -> 'figures' and 'difference' by column, 'users', and
+    'users_without_session' (or without the item, where items are judged).
+  """
+  boot: dict[str, Any] = {
+    'columns': columns,
+    'bootstrap_samples': bootstrap_samples,
+    'seed': seed,
+  }
+  result = {}
+  for name, found in values.items():
+    row = summarize(
+      found, resamples=resamples, resample_users=resample_users, **boot
+    )
+    against = compare(found, values[base], **boot)
+    result[name] = {
+      'figures': {k: v._asdict() for k, v in row.figures.items()},
+      'users': row.num_users,
+      'users_without_session': row.num_without_session,
+      'difference': {k: v._asdict() for k, v in against.differences.items()},
+    }
+  return result
 
 
 def _check_columns(values: np.ndarray, columns: Sequence[str]) -> None:

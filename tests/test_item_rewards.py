@@ -139,3 +139,47 @@ def test_items_are_of_the_class_by_any_of_its_categories():
 def test_a_factor_that_raises_rewards_is_refused():
   with pytest.raises(ValueError, match=r'industrial\.factor=1\.5'):
     suppressor(factor=1.5)
+
+
+# --- Pass@K -------------------------------------------------------------------
+
+
+def test_pass_at_k_by_hand():
+  # Two users, three items, two rewards; the first user's item 1 is illegal.
+  rewards = np.array(
+    [
+      [[0.2, 1.0], [np.nan, np.nan], [0.6, 3.0]],
+      [[0.5, 2.0], [0.1, 5.0], [0.3, 2.0]],
+    ]
+  )
+  legal = np.array([[True, False, True], [True, True, True]])
+  found = item_rewards.pass_at_values(rewards, legal, pass_at=(1, 3))
+  assert item_rewards.pass_columns(['p', 'ltr'], (1, 3)) == (
+    'p_mean', 'p_pass@1', 'p_pass@3', 'ltr_mean', 'ltr_pass@1', 'ltr_pass@3'
+  )  # fmt: skip
+  np.testing.assert_allclose(
+    found, [[0.4, 0.2, 0.6, 2.0, 1.0, 3.0], [0.3, 0.5, 0.5, 3.0, 2.0, 5.0]]
+  )
+
+
+def test_pass_at_k_rises_with_k_and_only_the_mean_ignores_the_order():
+  random = np.random.default_rng(0)
+  rewards = random.random((5, 6, 2))
+  legal = np.ones((5, 6), bool)
+  ks = (1, 2, 4, 6)
+  found = item_rewards.pass_at_values(rewards, legal, pass_at=ks)
+  by_k = found.reshape(5, 2, 1 + len(ks))
+  assert (np.diff(by_k[..., 1:], axis=-1) >= 0).all()
+  turned = item_rewards.pass_at_values(rewards[:, ::-1], legal, pass_at=ks)
+  turned = turned.reshape(by_k.shape)
+  np.testing.assert_allclose(turned[..., 0], by_k[..., 0])
+  np.testing.assert_allclose(turned[..., -1], by_k[..., -1])
+  assert (turned[..., 1] != by_k[..., 1]).all()
+
+
+def test_a_user_without_a_legal_item_among_the_first_k_has_no_figure():
+  rewards = np.array([[[0.2], [0.4]], [[0.3], [0.5]]])
+  legal = np.array([[False, True], [False, False]])
+  found = item_rewards.pass_at_values(rewards, legal, pass_at=(1, 2))
+  np.testing.assert_allclose(found[0], [0.4, np.nan, 0.4])
+  assert np.isnan(found[1]).all()

@@ -6,7 +6,6 @@ judges them and, where the world is simulated, its law does too.
 
 from collections.abc import Callable
 from collections.abc import Mapping
-from collections.abc import Sequence
 from typing import Any
 from typing import NamedTuple
 
@@ -17,6 +16,7 @@ from jaxtyping import Float
 from jaxtyping import Int
 
 from onerec_jax import config
+from onerec_jax import item_rewards
 from onerec_jax import session_rewards
 from onerec_jax import workdir as workdir_lib
 from onerec_jax.data import catalog
@@ -219,49 +219,12 @@ class Judge(NamedTuple):
   def columns(self) -> tuple[str, ...]:
     """Columns of `values`: p_score_mean, p_score_pass@8, ..., true_..."""
     pass_at = self.experiment.evaluate.p_score.pass_at
-    found = column_names(self.names, pass_at)
+    found = item_rewards.pass_columns(self.names, pass_at)
     if self.truth is not None:
-      found += column_names([f'true_{n}' for n in self.names], pass_at)
+      found += item_rewards.pass_columns(
+        [f'true_{n}' for n in self.names], pass_at
+      )
     return found
-
-
-def column_names(
-  targets: Sequence[str], pass_at: Sequence[int]
-) -> tuple[str, ...]:
-  """Returns the columns of `item_values`."""
-  return tuple(
-    f'{name}{part}'
-    for name in targets
-    for part in ('_mean', *(f'_pass@{k}' for k in pass_at))
-  )
-
-
-def item_values(
-  rewards: Float[np.ndarray, 'U K X'],
-  legal: Bool[np.ndarray, 'U K'],
-  *,
-  pass_at: Sequence[int],
-) -> Float[np.ndarray, 'U columns']:
-  """Returns the mean over all K items and the best of the first k of them.
-
-    mean_x = mean_i r_x(i),   x@k = max_{i ≤ k} r_x(i)
-
-  Illegal items count in no mean and no maximum; a user without a legal item
-  among the first k gets NaN.
-
-  Reference: 2506.13695, Pass@K; spec §13.2.
-  """
-  shown = np.where(legal[..., None], rewards, np.nan)
-  counted = np.where(legal[..., None], rewards, 0.0)
-  number = legal.sum(axis=1)[:, None]
-  parts = [
-    np.where(number > 0, counted.sum(axis=1) / np.maximum(number, 1), np.nan)
-  ]
-  for k in pass_at:
-    best = np.where(np.isnan(shown[:, :k]), -np.inf, shown[:, :k]).max(axis=1)
-    parts.append(np.where(np.isfinite(best), best, np.nan))
-  stacked = np.stack(parts, axis=-1)  # [U, X, 1 + len(pass_at)]
-  return stacked.reshape(len(rewards), -1)
 
 
 def make_judge(
@@ -306,10 +269,12 @@ def values(judge: Judge, found: Items) -> Float[np.ndarray, 'U columns']:
   scores = judge.model.score(contexts, found.users, found.items)
   predicted = np.concatenate([scores.p[..., None], scores.towers], axis=-1)
   pass_at = judge.experiment.evaluate.p_score.pass_at
-  parts = [item_values(predicted, found.legal, pass_at=pass_at)]
+  parts = [item_rewards.pass_at_values(predicted, found.legal, pass_at=pass_at)]
   if judge.truth is not None:
     true = judge.truth(found.users, found.items)
-    parts.append(item_values(true, found.legal, pass_at=pass_at))
+    parts.append(
+      item_rewards.pass_at_values(true, found.legal, pass_at=pass_at)
+    )
   return np.concatenate(parts, axis=1)
 
 
@@ -351,29 +316,17 @@ def compare(
     measured[name] = measure(judge, trained)
     logging.info('P-Scores of generated items: %s done', name)
   settings = judge.experiment.evaluate.p_score
-  common: dict[str, Any] = {
-    'columns': judge.columns,
-    'bootstrap_samples': judge.experiment.evaluate.bootstrap_samples,
-    'seed': judge.experiment.seed,
-  }
-  methods = {}
+  methods = session_rewards.summarize_methods(
+    {name: found.values for name, found in measured.items()},
+    base=base,
+    columns=judge.columns,
+    resamples=settings.resamples,
+    resample_users=settings.resample_users,
+    bootstrap_samples=judge.experiment.evaluate.bootstrap_samples,
+    seed=judge.experiment.seed,
+  )
   for name, found in measured.items():
-    row = session_rewards.summarize(
-      found.values,
-      resamples=settings.resamples,
-      resample_users=settings.resample_users,
-      **common,
-    )
-    against = session_rewards.compare(
-      found.values, measured[base].values, **common
-    )
-    methods[name] = {
-      'figures': {k: v._asdict() for k, v in row.figures.items()},
-      'users': row.num_users,
-      'users_without_item': row.num_without_session,
-      'difference': {k: v._asdict() for k, v in against.differences.items()},
-      'legality': found.legality,
-    }
+    methods[name]['legality'] = found.legality
   return {
     'targets': list(judge.names),
     'columns': list(judge.columns),

@@ -50,7 +50,7 @@ def section(
         columns,
         caption=caption,
         name=_name,
-        left_out=('users_without_item', 'a legal item among the first K'),
+        left_out=('users_without_session', 'a legal item among the first K'),
       )
       for caption, columns in (
         ('Predicted by the P-Score model', predicted),

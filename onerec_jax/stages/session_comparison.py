@@ -245,32 +245,17 @@ def summarize(
 ) -> dict[str, Any]:
   """Returns JSON-able figures of every model and its difference to `base`."""
   settings = judge.experiment.evaluate.sessions
-  samples = judge.experiment.evaluate.bootstrap_samples
-  seed = judge.experiment.seed
-  methods = {}
+  methods = session_rewards.summarize_methods(
+    {name: found.values for name, found in measured.items()},
+    base=base,
+    columns=judge.columns,
+    resamples=settings.resamples,
+    resample_users=settings.resample_users,
+    bootstrap_samples=judge.experiment.evaluate.bootstrap_samples,
+    seed=judge.experiment.seed,
+  )
   for name, found in measured.items():
-    row = session_rewards.summarize(
-      found.values,
-      columns=judge.columns,
-      resamples=settings.resamples,
-      resample_users=settings.resample_users,
-      bootstrap_samples=samples,
-      seed=seed,
-    )
-    against = session_rewards.compare(
-      found.values,
-      measured[base].values,
-      columns=judge.columns,
-      bootstrap_samples=samples,
-      seed=seed,
-    )
-    methods[name] = {
-      'figures': {k: v._asdict() for k, v in row.figures.items()},
-      'users': row.num_users,
-      'users_without_session': row.num_without_session,
-      'difference': {k: v._asdict() for k, v in against.differences.items()},
-      'legality': found.legality,
-    }
+    methods[name]['legality'] = found.legality
   return {
     'targets': list(judge.names),
     'columns': list(judge.columns),

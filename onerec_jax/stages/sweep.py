@@ -294,42 +294,32 @@ def _summary(
     found = workdir_lib.read_json(folder / workdir_lib.RESULT)
     assert found is not None
     results[row.name].append(found)
-  pooled = {name: np.concatenate(parts) for name, parts in values.items()}
-  boot = {
-    'columns': columns,
-    'bootstrap_samples': experiment.evaluate.bootstrap_samples,
-    'seed': experiment.seed,
-  }
-  table = []
-  for row in sweep.rows:
-    summary = session_rewards.summarize(
-      pooled[row.name],
-      resamples=settings.resamples,
-      resample_users=settings.resample_users,
-      **boot,
-    )
-    against = session_rewards.compare(
-      pooled[row.name], pooled[sweep.base], **boot
-    )
-    table.append(
-      {
-        'name': row.name,
-        'published': row.published,
-        'users': summary.num_users,
-        'users_without_session': summary.num_without_session,
-        'figures': {k: v._asdict() for k, v in summary.figures.items()},
-        'difference': {k: v._asdict() for k, v in against.differences.items()},
-        'seeds': [
-          dict(zip(columns, np.nanmean(v, axis=0).tolist(), strict=True))
-          for v in values[row.name]
-        ],
-        'legality': [r['legality'] for r in results[row.name]],
-        'legality_curves': [r.get('legality_curve') for r in results[row.name]],
-        'num_parameters': results[row.name][0]['num_parameters'],
-        'seconds': sum(r['seconds'] for r in results[row.name]),
-        'rounds': [r['rounds'] for r in results[row.name]],
-      }
-    )
+  figures = session_rewards.summarize_methods(
+    {name: np.concatenate(parts) for name, parts in values.items()},
+    base=sweep.base,
+    columns=columns,
+    resamples=settings.resamples,
+    resample_users=settings.resample_users,
+    bootstrap_samples=experiment.evaluate.bootstrap_samples,
+    seed=experiment.seed,
+  )
+  table = [
+    {
+      'name': row.name,
+      'published': row.published,
+      **figures[row.name],
+      'seeds': [
+        dict(zip(columns, np.nanmean(v, axis=0).tolist(), strict=True))
+        for v in values[row.name]
+      ],
+      'legality': [r['legality'] for r in results[row.name]],
+      'legality_curves': [r['legality_curve'] for r in results[row.name]],
+      'num_parameters': results[row.name][0]['num_parameters'],
+      'seconds': sum(r['seconds'] for r in results[row.name]),
+      'rounds': [r['rounds'] for r in results[row.name]],
+    }
+    for row in sweep.rows
+  ]
   reward = [j.workdir.result(j.stage) or {} for j in judges.values()]
   return {
     'title': sweep.title,

@@ -66,7 +66,7 @@ def item_rewards(
         for c, m in means.items()
       },
       'users': 480,
-      'users_without_item': 2 * after,
+      'users_without_session': 2 * after,
       'difference': {
         c: {
           'mean': mean_before(c) * gain(c) * after,

@@ -449,7 +449,7 @@ def evaluate_result() -> dict:
       'figures': {c: figure(0.5 + gain * after) for c, gain in columns.items()},
       'difference': {c: figure(gain * after) for c, gain in columns.items()},
       'users': 50,
-      'users_without_item': 0,
+      'users_without_session': 0,
       'legality': {'free_items': 0.9},
     }
 
