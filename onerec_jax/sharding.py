@@ -281,3 +281,9 @@ def place_batch(batch: Any, mesh: Mesh) -> Any:
     ),
     batch,
   )
+
+
+def fill_rows(values: np.ndarray, rows: int) -> np.ndarray:
+  """Returns `values` with zero (False) rows added up to `rows`."""
+  missing = [(0, rows - len(values))] + [(0, 0)] * (values.ndim - 1)
+  return np.pad(values, missing)

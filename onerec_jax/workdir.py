@@ -9,6 +9,7 @@ import json
 import os
 import uuid
 from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 from etils import epath
@@ -118,3 +119,15 @@ class Workdir:
   def finish(self, stage: str, result: dict[str, Any]) -> None:
     """Marks a stage as complete."""
     write_json(self.stage(stage) / RESULT, result)
+
+
+def sum_reports(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+  """Returns the sums of nested dictionaries of numbers, key by key."""
+  result: dict[str, Any] = {}
+  for report in reports:
+    for name, value in report.items():
+      if isinstance(value, Mapping):
+        result[name] = sum_reports([result.get(name, {}), value])
+      else:
+        result[name] = result.get(name, 0) + value
+  return result

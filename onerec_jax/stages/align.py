@@ -11,18 +11,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 from absl import logging
 from etils import epath
 
 from onerec_jax import config as config_lib
-from onerec_jax import sharding
 from onerec_jax import workdir as workdir_lib
 from onerec_jax.data import examples
 from onerec_jax.data import pipeline
 from onerec_jax.data import preference_pairs
-from onerec_jax.model import onerec
-from onerec_jax.model import parameters
 from onerec_jax.objectives import align as objective_lib
 from onerec_jax.stages import pretrain
 from onerec_jax.stages import reward_model as reward_lib
@@ -30,15 +26,12 @@ from onerec_jax.stages import rollouts
 from onerec_jax.stages import session_comparison
 from onerec_jax.stages import session_evaluation
 from onerec_jax.stages import trained as trained_lib
+from onerec_jax.stages import training_setup
 from onerec_jax.train import contract
 from onerec_jax.train import loop
-from onerec_jax.train import optimizer as optimizer_lib
 from onerec_jax.train import preemption
-from onerec_jax.train import state as state_lib
 
 STAGE = 'align'
-# (params, router_bias, poll) -> {'valid/reward_mean': ...}
-_Validate = Callable[[Any, Any, Callable[[], None]], Mapping[str, float]]
 
 
 def round_folder(workdir: workdir_lib.Workdir, number: int) -> epath.Path:
@@ -85,7 +78,9 @@ def run(
   seed_model = trained_lib.load(
     experiment, workdir, which=experiment.evaluate.checkpoint
   )
-  _check_model(experiment, seed_model, workdir)
+  trained_lib.check_model(
+    seed_model, experiment, 'the reference of this alignment'
+  )
   reward = None
   if experiment.preference.pairs == 'beam_rm':
     reward = reward_lib.load(
@@ -126,27 +121,6 @@ def run(
   }
 
 
-def _check_model(
-  experiment: config_lib.Experiment,
-  seed_model: trained_lib.Trained,
-  workdir: workdir_lib.Workdir,
-) -> None:
-  """Raises unless the configured model is the one that was pre-trained."""
-  changed = contract.differences(
-    config_lib.to_dict(seed_model.experiment.model),
-    config_lib.to_dict(experiment.model),
-    'model',
-  )
-  # What is not a matter of shapes and probabilities may change.
-  if [c for c in changed if not c.startswith('model.dropout_rate')]:
-    raise contract.Mismatch(
-      f'{workdir.folder(pretrain.STAGE)} holds a model of other settings, which'
-      ' cannot be the reference of this alignment (checkpoint -> now):\n  '
-      + '\n  '.join(changed)
-      + '\nUndo the changes, or pre-train again in a new --workdir.'
-    )
-
-
 def _agree_on_steps(path: epath.Path, num_steps: int) -> None:
   """Raises if the round was begun with another number of steps.
 
@@ -173,7 +147,7 @@ class _Round:
     workdir: workdir_lib.Workdir,
     policy: trained_lib.Trained,
     maker: rollouts.Rollouts,
-    validate: _Validate | None,
+    validate: training_setup.Evaluate | None,
     store: examples.ExampleStore,
     number: int,
   ):
@@ -191,19 +165,13 @@ class _Round:
 
   def run(self) -> dict[str, Any]:
     pairs, statistics = self._pairs()
-    result = loop.train(self._job(pairs), self._state())
-    seconds = result.seconds
-    steps = int(result.state.step)
+    setup = self._setup()
+    result = self._train(setup, pairs)
     return {
       'round': self._number,
-      'steps': steps,
-      'samples': steps * self._experiment.align.batch_size,
+      **setup.figures(result),
+      'samples': int(result.state.step) * self._experiment.align.batch_size,
       'rollouts': statistics,
-      'final': result.final,
-      'best': result.best,
-      'training_seconds': seconds['train'],
-      'compile_seconds': seconds['compile'],
-      'validation_seconds': seconds['validate'],
     }
 
   def _pairs(self) -> tuple[preference_pairs.Pairs, dict[str, Any]]:
@@ -239,33 +207,19 @@ class _Round:
     )
     return pairs, statistics
 
-  def _optimizer(self, names: Any) -> optimizer_lib.Optimizer:
-    train = self._experiment.align
-    return optimizer_lib.make_optimizer(
-      train.optimizer,
-      num_steps=train.num_steps,
-      decay=optimizer_lib.decay_mask(names),
-    )
-
-  def _names(self) -> Any:
-    return parameters.logical_names(onerec.abstract_params(self._policy.model))
-
-  def _state(self) -> state_lib.TrainState:
+  def _setup(self) -> training_setup.Setup:
     """Returns step 0 of the round: the policy, with a fresh optimizer."""
-    policy, names = self._policy, self._names()
-    params = jax.tree.map(np.asarray, jax.device_get(policy.params))
-    return state_lib.create(
-      params,
-      np.asarray(jax.device_get(policy.router_bias)),
-      self._optimizer(names).transformation,
-      ema=self._experiment.align.ema_decay is not None,
-      mesh=policy.mesh,
-      shardings=sharding.parameter_shardings(policy.mesh, names, params),
+    policy, train = self._policy, self._experiment.align
+    if self._validate is None:
+      train = dataclasses.replace(train, evaluate_every_steps=0)
+    return trained_lib.make_setup(
+      policy, stage=STAGE, experiment=self._experiment, train=train
     )
 
-  def _job(self, pairs: preference_pairs.Pairs) -> loop.Job:
+  def _train(
+    self, setup: training_setup.Setup, pairs: preference_pairs.Pairs
+  ) -> loop.Result:
     e, policy = self._experiment, self._policy
-    names = self._names()
     process = {
       'process_index': jax.process_index(),
       'process_count': jax.process_count(),
@@ -287,26 +241,10 @@ class _Round:
       key=(self._seed,),
       **process,
     )
-    train = e.align
-    if self._validate is None:
-      train = dataclasses.replace(train, evaluate_every_steps=0)
-    return loop.Job(
-      objective=objective_lib.make_objective(
-        policy.model, e.align, e.preference
-      ),
-      optimizer=self._optimizer(names),
-      train=train,
-      seed=e.seed,
-      mesh=policy.mesh,
-      folder=self._folder,
-      contract=contract.make_contract(
-        stage=STAGE,
-        experiment=e,
-        semantic_ids=policy.ids.digest(),
-        params=policy.params,
-        names=names,
-      ),
-      batches=batches,
+    return setup.run(
+      self._folder,
+      objective_lib.make_objective(policy.model, e.align, e.preference),
+      batches,
       frozen=frozen,
       evaluate=self._validate,
       best_metric='valid/reward_mean',
@@ -318,7 +256,7 @@ def _make_validation(
   experiment: config_lib.Experiment,
   workdir: workdir_lib.Workdir,
   model: trained_lib.Trained,
-) -> _Validate | None:
+) -> training_setup.Evaluate | None:
   """Returns the function that scores sessions of validation users, if any."""
   if 'reward' not in experiment.stages:
     if experiment.align.evaluate_every_steps:

@@ -209,7 +209,7 @@ class GroupSupply:
         logging.info(
           'groups: %d of %d', min(begin + size, last) - first, last - first
         )
-    sums = groups_lib.merge([r['sums'] for r in reports])
+    sums = workdir_lib.sum_reports([r['sums'] for r in reports])
     figures = groups_lib.figures(sums) if reports else {}
     if reports and self._needs_advantage and not sums['groups_with_advantage']:
       raise ValueError(
@@ -259,7 +259,7 @@ class GroupSupply:
     group_batches.write(file, group_batches.concatenate(parts))
     industrial = self._maker.industrial
     return {
-      'sums': groups_lib.merge(reports),
+      'sums': workdir_lib.sum_reports(reports),
       # So that the next part goes on from the same items.
       'window': None if industrial is None else industrial.get_state(),
     }

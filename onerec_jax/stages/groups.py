@@ -231,18 +231,6 @@ def _sums(
   return {'total': float(values[shown].sum()), 'best': float(best.sum())}
 
 
-def merge(reports: list[dict[str, Any]]) -> dict[str, Any]:
-  """Returns the sums of nested dictionaries of numbers."""
-  result: dict[str, Any] = {}
-  for report in reports:
-    for name, value in report.items():
-      if isinstance(value, dict):
-        result[name] = merge([result.get(name, {}), value])
-      else:
-        result[name] = result.get(name, 0) + value
-  return result
-
-
 def figures(report: Mapping[str, Any]) -> dict[str, Any]:
   """Returns what merged reports say, as shares and means.
 

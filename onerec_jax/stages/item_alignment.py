@@ -28,10 +28,7 @@ from onerec_jax.data import neighbours
 from onerec_jax.model import item_alignment
 from onerec_jax.model import parameters
 from onerec_jax.objectives import item_alignment as objective_lib
-from onerec_jax.train import contract
-from onerec_jax.train import loop
-from onerec_jax.train import optimizer as optimizer_lib
-from onerec_jax.train import state as state_lib
+from onerec_jax.stages import training_setup
 
 # Where the settings of the training are, for the loop's errors.
 _SETTINGS = 'embed.alignment'
@@ -106,10 +103,13 @@ def align(
   boxes = item_alignment.abstract_params(model)
   names = parameters.logical_names(boxes)
   params = parameters.materialize(boxes, seed=seed)
-  optimizer = optimizer_lib.make_optimizer(
-    train_config.optimizer,
-    num_steps=train_config.num_steps,
-    decay=optimizer_lib.decay_mask(names),
+  setup = training_setup.make_setup(
+    stage=_SETTINGS,
+    experiment=settings,
+    train=train_config,
+    mesh=mesh,
+    names=names,
+    params=params,
   )
   whole = jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))
 
@@ -124,36 +124,14 @@ def align(
 
   folder = folder / _digest(settings, tokens, pairs, captions)
   folder.mkdir(parents=True, exist_ok=True)
-  job = loop.Job(
-    objective=objective_lib.make_objective(model),
-    optimizer=optimizer,
-    train=train_config,
-    seed=seed,
-    mesh=mesh,
-    folder=folder,
-    contract=contract.make_contract(
-      stage=_SETTINGS,
-      experiment=settings,
-      semantic_ids=None,
-      params=params,
-      names=names,
-    ),
-    batches=batches,
+  result = setup.run(
+    folder,
+    objective_lib.make_objective(model),
+    batches,
     batches_per_epoch=batches.batches_per_epoch,
     evaluate=hit_rate if watched else None,
     best_metric=_HIT,
     best_mode='max',
-  )
-  result = loop.train(
-    job,
-    state_lib.create(
-      params,
-      None,  # the model has no state
-      optimizer.transformation,
-      ema=False,
-      mesh=mesh,
-      shardings=sharding.parameter_shardings(mesh, names, params),
-    ),
   )
   params = jax.device_get(whole(result.state.params))
   return Aligned(
@@ -169,14 +147,9 @@ def align(
         'vocabulary': len(captions.vocabulary) if captions else 0,
       },
       'training': {
-        'steps': int(result.state.step),
+        **setup.figures(result),
         'epochs': train_config.num_steps / batches.batches_per_epoch,
         'batch_size': train_config.batch_size,
-        'num_parameters': state_lib.num_parameters(params),
-        'training_seconds': result.seconds['train'],
-        'compile_seconds': result.seconds['compile'],
-        'final': result.final,
-        'best': result.best,
       },
     },
   )

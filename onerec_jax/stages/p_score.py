@@ -28,10 +28,7 @@ from onerec_jax.stages import p_score_model
 from onerec_jax.stages import p_score_quality
 from onerec_jax.stages import pretrain
 from onerec_jax.stages import reward_quality
-from onerec_jax.train import contract
-from onerec_jax.train import loop
-from onerec_jax.train import optimizer as optimizer_lib
-from onerec_jax.train import state as state_lib
+from onerec_jax.stages import training_setup
 
 STAGE = p_score_model.STAGE
 BEST_METRIC = 'valid/loss'
@@ -62,7 +59,6 @@ def run(
   """
   p_score_model.check_one_process()
   model_config, train = experiment.p_score_model, experiment.p_score
-  _check(model_config)
   mesh = sharding.make_mesh(experiment.mesh)
   sharding.check_batch_size(
     mesh, experiment.evaluate.batch_size, 'evaluate.batch_size'
@@ -82,26 +78,14 @@ def run(
   params = _starting_params(
     boxes, parts.train.labels, model_config, seed=experiment.seed
   )
-  optimizer = optimizer_lib.make_optimizer(
-    train.optimizer,
-    num_steps=train.num_steps,
-    decay=optimizer_lib.decay_mask(names),
-  )
-  agreed = contract.make_contract(
+  setup = training_setup.make_setup(
     stage=STAGE,
     experiment=experiment,
-    semantic_ids=ids.digest(),
-    params=params,
-    names=names,
-  )
-  num_parameters = state_lib.num_parameters(params)
-  state = state_lib.create(
-    params,
-    None,
-    optimizer.transformation,
-    ema=train.ema_decay is not None,
+    train=train,
     mesh=mesh,
-    shardings=sharding.parameter_shardings(mesh, names, params),
+    names=names,
+    params=params,
+    semantic_ids=ids.digest(),
   )
   del params
   frozen: objective_lib.Frozen = {
@@ -110,7 +94,7 @@ def run(
   logging.info(
     '%d parameters on %d devices; %d impressions and %d batches per epoch; %d'
     ' impressions held out',
-    num_parameters,
+    setup.num_parameters,
     mesh.size,
     len(parts.train.users),
     plan.batches_per_epoch,
@@ -118,15 +102,10 @@ def run(
   )
   # --- Train ---
   valid = _valid_batches(experiment, parts.held_out, contexts)
-  job = loop.Job(
-    objective=objective_lib.make_objective(model),
-    optimizer=optimizer,
-    train=train,
-    seed=experiment.seed,
-    mesh=mesh,
-    folder=workdir.stage(STAGE),
-    contract=agreed,
-    batches=impressions_lib.train_batches(
+  trained = setup.run(
+    workdir.stage(STAGE),
+    objective_lib.make_objective(model),
+    impressions_lib.train_batches(
       parts.train, contexts, train=train, seed=experiment.seed
     ),
     frozen=frozen,
@@ -135,49 +114,18 @@ def run(
     best_mode='min',
     batches_per_epoch=plan.batches_per_epoch,
   )
-  trained = loop.train(job, state)
-  seconds = trained.seconds
   # --- Judge ---
   judged = _judge(experiment, workdir, ids, mesh, events, parts)
   return {
-    'steps': int(trained.state.step),
+    **setup.figures(trained),
     'epochs': train.num_steps / plan.batches_per_epoch,
-    'best_step': trained.best['step'] if trained.best else None,
-    'best': trained.best,
-    'final': trained.final,
     'examples_per_second': trained.counts['examples']
-    / max(seconds['train'], 1e-9),
-    'training_seconds': seconds['train'],
-    'compile_seconds': seconds['compile'],
-    'validation_seconds': seconds['validate'],
-    'num_parameters': num_parameters,
-    'semantic_ids': ids.digest(),
-    'mesh': dict(mesh.shape),
-    'device': mesh.devices.flat[0].device_kind,
+    / max(trained.seconds['train'], 1e-9),
     **judged,
   }
 
 
 # --- Before training --------------------------------------------------------
-
-
-def _check(model: config_lib.PScoreConfig) -> None:
-  if not model.towers:
-    raise ValueError(
-      'p_score_model.towers is empty: name at least one, e.g. ({"name": "ltr",'
-      ' "column": "is_like"},).'
-    )
-  bad = [t.name for t in model.towers if t.weight <= 0]
-  if bad:
-    raise ValueError(
-      f'p_score_model.towers: the weight of {bad} is not above 0; leave a tower'
-      ' out if the score should not regard it.'
-    )
-  if model.embed_dim % model.num_heads:
-    raise ValueError(
-      f'p_score_model.embed_dim={model.embed_dim} is not divisible by'
-      f' p_score_model.num_heads={model.num_heads}.'
-    )
 
 
 def definition(tower: config_lib.PScoreTower) -> str:

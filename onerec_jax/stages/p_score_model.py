@@ -176,7 +176,7 @@ class PScoreModel:
     towers = [np.zeros((0, width, len(self.names)), np.float32)]
     for first in range(0, count, self._rows):
       part = jax.tree.map(
-        lambda x, first=first: _filled(
+        lambda x, first=first: sharding.fill_rows(
           x[first : first + self._rows], self._rows
         ),
         rows,
@@ -193,12 +193,6 @@ class PScoreModel:
       np.where(none, np.float32(np.nan), np.concatenate(fused)),
       np.where(none[..., None], np.float32(np.nan), np.concatenate(towers)),
     )
-
-
-def _filled(values: np.ndarray, rows: int) -> np.ndarray:
-  """Returns `values` with zero (False) rows added up to `rows`."""
-  missing = [(0, rows - len(values))] + [(0, 0)] * (values.ndim - 1)
-  return np.pad(values, missing)
 
 
 def load(

@@ -37,11 +37,8 @@ from onerec_jax.objectives import sequential as sequential_objective
 from onerec_jax.semantic_ids import prefix_trie
 from onerec_jax.semantic_ids import table
 from onerec_jax.stages import sequential
+from onerec_jax.stages import training_setup
 from onerec_jax.stages import user_pathways
-from onerec_jax.train import contract
-from onerec_jax.train import loop
-from onerec_jax.train import optimizer as optimizer_lib
-from onerec_jax.train import state as state_lib
 
 STAGE = 'pretrain'
 _TOP_K = 10
@@ -132,33 +129,22 @@ def run(
   # --- Model and state ---
   names = parameters.logical_names(learner.boxes)
   params = parameters.materialize(learner.boxes, seed=experiment.seed)
-  optimizer = optimizer_lib.make_optimizer(
-    train.optimizer,
-    num_steps=train.num_steps,
-    decay=optimizer_lib.decay_mask(names),
-  )
-  agreed = contract.make_contract(
+  num_active = _active_parameters(params, names, experiment.model)
+  setup = training_setup.make_setup(
     stage=STAGE,
     experiment=experiment,
-    semantic_ids=learner.semantic_ids,
-    params=params,
-    names=names,
-  )
-  num_total = state_lib.num_parameters(params)
-  num_active = _active_parameters(params, names, experiment.model)
-  state = state_lib.create(
-    params,
-    learner.model_state,
-    optimizer.transformation,
-    ema=train.ema_decay is not None,
+    train=train,
     mesh=mesh,
-    shardings=sharding.parameter_shardings(mesh, names, params),
+    names=names,
+    params=params,
+    model_state=learner.model_state,
+    semantic_ids=learner.semantic_ids,
   )
   del params
   logging.info(
     '%d parameters (%d active per token) on %d devices; %d examples and %d'
     ' batches per epoch; history padding %.1f %%',
-    num_total,
+    setup.num_parameters,
     num_active,
     mesh.size,
     plan.examples_per_epoch,
@@ -171,15 +157,10 @@ def run(
     'process_index': jax.process_index(),
     'process_count': jax.process_count(),
   }
-  job = loop.Job(
-    objective=learner.objective,
-    optimizer=optimizer,
-    train=train,
-    seed=experiment.seed,
-    mesh=mesh,
-    folder=workdir.stage(STAGE),
-    contract=agreed,
-    batches=pipeline.train_batches(
+  result = setup.run(
+    workdir.stage(STAGE),
+    learner.objective,
+    pipeline.train_batches(
       store, data=data, train=train, seed=experiment.seed, **process
     ),
     frozen=learner.frozen,
@@ -190,31 +171,17 @@ def run(
     flops=learner.flops,
     batches_per_epoch=plan.batches_per_epoch,
   )
-  result = loop.train(job, state)
-  seconds = result.seconds
-  busy = max(seconds['train'], 1e-9)
+  busy = max(result.seconds['train'], 1e-9)
   return {
-    'steps': int(result.state.step),
+    **setup.figures(result),
     'epochs': train.num_steps / plan.batches_per_epoch,
     'examples_seen': int(result.counts['examples']),
     'tokens_seen': int(result.counts['tokens']),
     'examples_per_epoch': plan.examples_per_epoch,
-    'best_step': result.best['step'] if result.best else None,
-    'best': result.best,
-    'final': result.final,
     'examples_per_second': result.counts['examples'] / busy,
     'tokens_per_second': result.counts['tokens'] / busy,
-    'training_seconds': seconds['train'],
-    'compile_seconds': seconds['compile'],
-    'validation_seconds': seconds['validate'],
-    'checkpoint_seconds': seconds['checkpoint'],
-    'data_wait_share': seconds['wait'] / busy,
     'padding_share': padding._asdict(),
-    'num_parameters': num_total,
     'num_active_parameters': num_active,
-    'semantic_ids': learner.semantic_ids,
-    'mesh': dict(mesh.shape),
-    'device': mesh.devices.flat[0].device_kind,
   }
 
 

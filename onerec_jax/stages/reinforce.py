@@ -13,22 +13,18 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from absl import logging
 
 from onerec_jax import batch as batch_lib
 from onerec_jax import config as config_lib
 from onerec_jax import item_rewards
-from onerec_jax import sharding
 from onerec_jax import workdir as workdir_lib
 from onerec_jax.data import catalog
 from onerec_jax.data import examples
 from onerec_jax.data import group_batches
 from onerec_jax.data import pipeline
 from onerec_jax.data import rsft
-from onerec_jax.model import onerec
-from onerec_jax.model import parameters
 from onerec_jax.objectives import reinforce as objective_lib
 from onerec_jax.stages import align
 from onerec_jax.stages import group_supply
@@ -37,16 +33,12 @@ from onerec_jax.stages import item_evaluation
 from onerec_jax.stages import item_generator
 from onerec_jax.stages import pretrain
 from onerec_jax.stages import trained as trained_lib
-from onerec_jax.train import contract
+from onerec_jax.stages import training_setup
 from onerec_jax.train import log
 from onerec_jax.train import loop
-from onerec_jax.train import optimizer as optimizer_lib
-from onerec_jax.train import state as state_lib
 
 STAGE = 'reinforce'
 _SEED_OFFSET = 500  # the samples come in another order than in pre-training
-# (params, router_bias, poll) -> {'valid/legality': ...}
-_Validate = Callable[[Any, Any, Callable[[], None]], Mapping[str, float]]
 
 
 def load_final(
@@ -80,7 +72,9 @@ def run(
     loop.NonFinite, preemption.Preempted: see `loop.train`.
   """
   seed_model = align.load_final(experiment, workdir)
-  _check_model(experiment, seed_model)
+  trained_lib.check_model(
+    seed_model, experiment, 'the beginning of this reinforcement'
+  )
   judge = item_evaluation.make_judge(
     experiment,
     workdir,
@@ -98,31 +92,25 @@ def run(
   logging.info('RSFT: %s', chosen.report)
   training = _Training(experiment, workdir, seed_model, judge, chosen.store)
   before = training.validate_before()
-  result = loop.train(training.job(), training.state())
+  setup = training.setup()
+  result = training.run(setup)
   intervals = training.supply.history()
   records = log.read_metrics(workdir.folder(STAGE) / log.METRICS)
-  seconds = result.seconds
   return {
+    **setup.figures(result),
     'loss': experiment.reinforcement.loss,
     'reward': experiment.reinforcement.reward,
     'seed_step': seed_model.step,
     'p_score_step': judge.model.step,
-    'steps': int(result.state.step),
     'samples': int(result.state.step) * experiment.reinforce.batch_size,
     'rsft': chosen.report,
     'before': before,
-    'final': result.final,
-    'best': result.best,
     'rollouts': {
       'groups': sum(r['groups'] for r in intervals),
-      'seconds': groups_lib.merge([r['seconds'] for r in intervals]),
+      'seconds': workdir_lib.sum_reports([r['seconds'] for r in intervals]),
       'intervals': intervals,
     },
     'curves': curves(records),
-    'training_seconds': seconds['train'],
-    'rollout_seconds': seconds['rollout'],
-    'compile_seconds': seconds['compile'],
-    'validation_seconds': seconds['validate'],
   }
 
 
@@ -144,25 +132,6 @@ def curves(
   return result
 
 
-def _check_model(
-  experiment: config_lib.Experiment, seed_model: trained_lib.Trained
-) -> None:
-  """Raises unless the configured model is the one that was trained before."""
-  changed = contract.differences(
-    config_lib.to_dict(seed_model.experiment.model),
-    config_lib.to_dict(experiment.model),
-    'model',
-  )
-  # What is not a matter of shapes and probabilities may change.
-  if [c for c in changed if not c.startswith('model.dropout_rate')]:
-    raise contract.Mismatch(
-      'The model to be reinforced was trained with other settings (checkpoint'
-      ' -> now):\n  '
-      + '\n  '.join(changed)
-      + '\nUndo the changes, or pre-train again in a new --workdir.'
-    )
-
-
 class _Training:
   """The parts of the stage's training."""
 
@@ -177,9 +146,6 @@ class _Training:
     self._experiment = experiment
     self._seed_model = seed_model
     self._folder = workdir.stage(STAGE)
-    self._names = parameters.logical_names(
-      onerec.abstract_params(seed_model.model)
-    )
     e, settings, mesh = experiment, experiment.reinforcement, seed_model.mesh
     self._plan = group_batches.GroupPlan(
       store.index.num_examples,
@@ -258,48 +224,23 @@ class _Training:
       workdir_lib.write_json(path, found)
     return found
 
-  def _optimizer(self) -> optimizer_lib.Optimizer:
-    train = self._experiment.reinforce
-    return optimizer_lib.make_optimizer(
-      train.optimizer,
-      num_steps=train.num_steps,
-      decay=optimizer_lib.decay_mask(self._names),
-    )
-
-  def state(self) -> state_lib.TrainState:
+  def setup(self) -> training_setup.Setup:
     """Returns step 0: the seed model, with a fresh optimizer."""
-    model = self._seed_model
-    params = jax.tree.map(np.asarray, jax.device_get(model.params))
-    return state_lib.create(
-      params,
-      np.asarray(jax.device_get(model.router_bias)),
-      self._optimizer().transformation,
-      ema=self._experiment.reinforce.ema_decay is not None,
-      mesh=model.mesh,
-      shardings=sharding.parameter_shardings(model.mesh, self._names, params),
+    return trained_lib.make_setup(
+      self._seed_model,
+      stage=STAGE,
+      experiment=self._experiment,
+      train=self._experiment.reinforce,
     )
 
-  def job(self) -> loop.Job:
-    """Returns what the loop is to do."""
+  def run(self, setup: training_setup.Setup) -> loop.Result:
+    """Trains, continuing from the last checkpoint."""
     e, model = self._experiment, self._seed_model
     frozen: objective_lib.Frozen = {'catalogue': model.catalogue}
-    return loop.Job(
-      objective=objective_lib.make_objective(
-        model.model, e.reinforce, e.reinforcement
-      ),
-      optimizer=self._optimizer(),
-      train=e.reinforce,
-      seed=e.seed,
-      mesh=model.mesh,
-      folder=self._folder,
-      contract=contract.make_contract(
-        stage=STAGE,
-        experiment=e,
-        semantic_ids=model.ids.digest(),
-        params=model.params,
-        names=self._names,
-      ),
-      batches=self._batches,
+    return setup.run(
+      self._folder,
+      objective_lib.make_objective(model.model, e.reinforce, e.reinforcement),
+      self._batches,
       frozen=frozen,
       prepare=self.supply.prepare,
       valid_batches=self._valid_batches,
@@ -340,7 +281,7 @@ def _make_validation(
   experiment: config_lib.Experiment,
   model: trained_lib.Trained,
   judge: item_evaluation.Judge,
-) -> _Validate | None:
+) -> training_setup.Evaluate | None:
   """Returns the function that judges validation users' items, if wanted.
 
   Decoding is free, as in the legality studies; rewards are those of the legal

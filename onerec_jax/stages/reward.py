@@ -25,10 +25,7 @@ from onerec_jax.semantic_ids import table
 from onerec_jax.stages import pretrain
 from onerec_jax.stages import reward_model
 from onerec_jax.stages import reward_quality
-from onerec_jax.train import contract
-from onerec_jax.train import loop
-from onerec_jax.train import optimizer as optimizer_lib
-from onerec_jax.train import state as state_lib
+from onerec_jax.stages import training_setup
 
 STAGE = reward_model.STAGE
 BEST_METRIC = 'valid/loss'
@@ -55,11 +52,6 @@ def run(
   """
   reward_model.check_one_process()
   model_config, train = experiment.reward_model, experiment.reward
-  if not model_config.targets:
-    raise ValueError(
-      'reward_model.targets is empty: name at least one, e.g.'
-      " ({'name': 'ltr', 'column': 'is_like', 'label': 'any'},)."
-    )
   mesh = sharding.make_mesh(experiment.mesh)
   sharding.check_batch_size(
     mesh, experiment.evaluate.batch_size, 'evaluate.batch_size'
@@ -84,26 +76,14 @@ def run(
   boxes = session_reward.abstract_params(model)
   names = parameters.logical_names(boxes)
   params = _starting_params(boxes, written.train.labels, seed=experiment.seed)
-  optimizer = optimizer_lib.make_optimizer(
-    train.optimizer,
-    num_steps=train.num_steps,
-    decay=optimizer_lib.decay_mask(names),
-  )
-  agreed = contract.make_contract(
+  setup = training_setup.make_setup(
     stage=STAGE,
     experiment=experiment,
-    semantic_ids=ids.digest(),
-    params=params,
-    names=names,
-  )
-  num_parameters = state_lib.num_parameters(params)
-  state = state_lib.create(
-    params,
-    None,
-    optimizer.transformation,
-    ema=train.ema_decay is not None,
+    train=train,
     mesh=mesh,
-    shardings=sharding.parameter_shardings(mesh, names, params),
+    names=names,
+    params=params,
+    semantic_ids=ids.digest(),
   )
   del params
   frozen: objective_lib.Frozen = {
@@ -112,7 +92,7 @@ def run(
   logging.info(
     '%d parameters on %d devices; %d sessions of %d users and %d batches per'
     ' epoch; %d sessions of %d users held out',
-    num_parameters,
+    setup.num_parameters,
     mesh.size,
     written.train.store.index.num_examples,
     len(written.train.store),
@@ -122,15 +102,10 @@ def run(
   )
   # --- Train ---
   valid = _valid_batches(experiment, written.held_out)
-  job = loop.Job(
-    objective=objective_lib.make_objective(model),
-    optimizer=optimizer,
-    train=train,
-    seed=experiment.seed,
-    mesh=mesh,
-    folder=workdir.stage(STAGE),
-    contract=agreed,
-    batches=reward_examples.labelled_batches(
+  trained = setup.run(
+    workdir.stage(STAGE),
+    objective_lib.make_objective(model),
+    reward_examples.labelled_batches(
       written.train,
       model=model_config,
       data=experiment.data,
@@ -143,25 +118,13 @@ def run(
     best_mode='min',
     batches_per_epoch=plan.batches_per_epoch,
   )
-  trained = loop.train(job, state)
-  seconds = trained.seconds
   # --- Judge ---
   judged = _judge(experiment, workdir, ids, mesh, written)
   return {
-    'steps': int(trained.state.step),
+    **setup.figures(trained),
     'epochs': train.num_steps / plan.batches_per_epoch,
-    'best_step': trained.best['step'] if trained.best else None,
-    'best': trained.best,
-    'final': trained.final,
     'examples_per_second': trained.counts['examples']
-    / max(seconds['train'], 1e-9),
-    'training_seconds': seconds['train'],
-    'compile_seconds': seconds['compile'],
-    'validation_seconds': seconds['validate'],
-    'num_parameters': num_parameters,
-    'semantic_ids': ids.digest(),
-    'mesh': dict(mesh.shape),
-    'device': mesh.devices.flat[0].device_kind,
+    / max(trained.seconds['train'], 1e-9),
     'aggregate': model_config.aggregate,
     **judged,
   }

@@ -139,7 +139,7 @@ class RewardModel:
     parts = [np.zeros((0, items.shape[1], len(self.names)), np.float32)]
     for first in range(0, len(items), self._rows):
       rows = [
-        _filled(x[first : first + self._rows], self._rows)
+        sharding.fill_rows(x[first : first + self._rows], self._rows)
         for x in (history_items, history_mask, items, mask)
       ]
       placed = sharding.place_batch(rows, self._mesh)
@@ -161,12 +161,6 @@ def _latest(
   kept = np.take_along_axis(kept, order, axis=1)
   missing = ((0, 0), (0, width - items.shape[1]))
   return np.pad(items, missing).astype(np.int32), np.pad(kept, missing)
-
-
-def _filled(values: np.ndarray, rows: int) -> np.ndarray:
-  """Returns `values` with zero (False) rows added up to `rows`."""
-  missing = [(0, rows - len(values))] + [(0, 0)] * (values.ndim - 1)
-  return np.pad(values, missing)
 
 
 def load(

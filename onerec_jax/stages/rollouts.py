@@ -122,7 +122,7 @@ class Rollouts:
         'pairs of %d of %d users', first + len(ids), len(example_ids)
       )
     pairs = preference_pairs.concatenate(parts)
-    statistics = _merge(reports)
+    statistics = workdir_lib.sum_reports(reports)
     if not len(pairs.example_ids):
       raise ValueError(
         f'None of {len(example_ids)} users gave a preference pair:'
@@ -151,7 +151,7 @@ class Rollouts:
       pairs, report = make(ids, key)
       parts.append(pairs)
       reports.append(report)
-    return preference_pairs.concatenate(parts), _merge(reports)
+    return preference_pairs.concatenate(parts), workdir_lib.sum_reports(reports)
 
   def _batches(self, example_ids: np.ndarray) -> Iterator[np.ndarray]:
     for first in range(0, len(example_ids), self._rows):
@@ -315,15 +315,3 @@ class Rollouts:
       rewards=rewards[kept].astype(np.float32),
       predictions=predictions[kept].astype(np.float32),
     )
-
-
-def _merge(reports: list[dict[str, Any]]) -> dict[str, Any]:
-  """Returns the sums of nested dictionaries of numbers."""
-  result: dict[str, Any] = {}
-  for report in reports:
-    for name, value in report.items():
-      if isinstance(value, dict):
-        result[name] = _merge([result.get(name, {}), value])
-      else:
-        result[name] = result.get(name, 0) + value
-  return result

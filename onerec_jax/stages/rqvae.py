@@ -27,10 +27,8 @@ from onerec_jax.model import parameters
 from onerec_jax.model import rqvae
 from onerec_jax.objectives import rqvae as objective_lib
 from onerec_jax.semantic_ids import residual_kmeans
-from onerec_jax.train import contract
-from onerec_jax.train import loop
+from onerec_jax.stages import training_setup
 from onerec_jax.train import optimizer as optimizer_lib
-from onerec_jax.train import state as state_lib
 
 # Where the settings of the training are, for the loop's errors.
 _SETTINGS = 'tokenizer.rqvae'
@@ -125,38 +123,23 @@ def train(
   decay = optimizer_lib.decay_mask(names)
   # A decaying code vector would leave the residuals it stands for.
   decay['codebooks'] = False
-  optimizer = optimizer_lib.make_optimizer(
-    train_config.optimizer, num_steps=train_config.num_steps, decay=decay
+  setup = training_setup.make_setup(
+    stage=_SETTINGS,
+    experiment=settings,
+    train=train_config,
+    mesh=mesh,
+    names=names,
+    params=params,
+    model_state=model_state,
+    decay=decay,
   )
   folder = folder / _digest(settings, embeddings)
   folder.mkdir(parents=True, exist_ok=True)
-  job = loop.Job(
-    objective=objective_lib.make_objective(model),
-    optimizer=optimizer,
-    train=train_config,
-    seed=seed,
-    mesh=mesh,
-    folder=folder,
-    contract=contract.make_contract(
-      stage=_SETTINGS,
-      experiment=settings,
-      semantic_ids=None,
-      params=params,
-      names=names,
-    ),
-    batches=batches,
+  result = setup.run(
+    folder,
+    objective_lib.make_objective(model),
+    batches,
     batches_per_epoch=batches.batches_per_epoch,
-  )
-  result = loop.train(
-    job,
-    state_lib.create(
-      params,
-      model_state,
-      optimizer.transformation,
-      ema=False,
-      mesh=mesh,
-      shardings=sharding.parameter_shardings(mesh, names, params),
-    ),
   )
   whole = jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))
   params, model_state = jax.device_get(
@@ -167,13 +150,9 @@ def train(
     params,
     model_state,
     {
-      'steps': int(result.state.step),
+      **setup.figures(result),
       'epochs': train_config.num_steps / batches.batches_per_epoch,
       'batch_size': train_config.batch_size,
-      'num_parameters': state_lib.num_parameters(params),
-      'training_seconds': result.seconds['train'],
-      'compile_seconds': result.seconds['compile'],
-      'final': result.final,
     },
   )
 

@@ -169,6 +169,12 @@ def run_stages(
     ValueError: the workdir holds a trained stage of other settings.
     FileNotFoundError: an input of a stage is missing.
   """
+  for stage in stages:
+    if stage not in experiment.stages:  # its settings were not checked
+      raise ValueError(
+        f'stages={experiment.stages} has no {stage!r}: add it to the experiment'
+        ' file.'
+      )
   _check_protected(experiment, workdir)
   resolved = config_lib.to_dict(experiment)
   workdir.write_config(resolved)

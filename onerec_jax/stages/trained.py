@@ -24,6 +24,8 @@ from onerec_jax.data import catalog
 from onerec_jax.data import examples
 from onerec_jax.decoding import catalogue_ranking
 from onerec_jax.decoding import recommend as decoding
+from onerec_jax.model import onerec
+from onerec_jax.model import parameters
 from onerec_jax.model import sequential as sequence_model
 from onerec_jax.objectives import base
 from onerec_jax.objectives import pretrain as onerec_objective
@@ -32,6 +34,7 @@ from onerec_jax.semantic_ids import prefix_trie
 from onerec_jax.semantic_ids import table
 from onerec_jax.stages import pretrain
 from onerec_jax.stages import sequential
+from onerec_jax.stages import training_setup
 from onerec_jax.stages import user_pathways
 from onerec_jax.train import checkpoints
 from onerec_jax.train import contract
@@ -163,6 +166,45 @@ def _ids_if_any(workdir: workdir_lib.Workdir) -> table.SemanticIds:
     np.arange(num_items, dtype=np.int32)[:, None],
     (num_items,),
     np.zeros(num_items, np.int32),
+  )
+
+
+def check_model(
+  trained: Trained, experiment: config.Experiment, purpose: str
+) -> None:
+  """Raises contract.Mismatch unless the configured model is the trained one."""
+  changed = contract.differences(
+    config.to_dict(trained.experiment.model),
+    config.to_dict(experiment.model),
+    'model',
+  )
+  # What is not a matter of shapes and probabilities may change.
+  if [c for c in changed if not c.startswith('model.dropout_rate')]:
+    raise contract.Mismatch(
+      f'The model of step {trained.step} was trained with other settings and'
+      f' cannot be {purpose} (checkpoint -> now):\n  '
+      + '\n  '.join(changed)
+      + '\nUndo the changes, or pre-train again in a new --workdir.'
+    )
+
+
+def make_setup(
+  trained: Trained,
+  *,
+  stage: str,
+  experiment: config.Experiment,
+  train: config.TrainConfig,
+) -> training_setup.Setup:
+  """Returns step 0 of a training of OneRec that starts from a trained one."""
+  return training_setup.make_setup(
+    stage=stage,
+    experiment=experiment,
+    train=train,
+    mesh=trained.mesh,
+    names=parameters.logical_names(onerec.abstract_params(trained.model)),
+    params=jax.tree.map(np.asarray, jax.device_get(trained.params)),
+    model_state=np.asarray(jax.device_get(trained.router_bias)),
+    semantic_ids=trained.ids.digest(),
   )
 
 

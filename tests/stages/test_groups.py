@@ -7,6 +7,7 @@ import pytest
 
 from onerec_jax import config
 from onerec_jax import item_rewards
+from onerec_jax import workdir
 from onerec_jax.data import examples
 from onerec_jax.stages import groups
 from onerec_jax.stages import item_evaluation
@@ -198,7 +199,7 @@ def test_a_suppressed_class_earns_less(store):
 def test_figures_are_means_over_all_parts(store):
   maker = _maker(store)
   reports = [_make(maker, ids)[1] for ids in ((3, 1, 2), (0, 4))]
-  figures = groups.figures(groups.merge(reports))
+  figures = groups.figures(workdir.sum_reports(reports))
   # Present: 4 + 3 + 4 + 4 + 4; legal: 3 + 2 + 3 + 3 + 3; one of them is seen.
   assert figures['legality'] == pytest.approx(14 / 19)
   assert figures['seen_share'] == pytest.approx(1 / 14)
@@ -218,7 +219,7 @@ def test_figures_are_means_over_all_parts(store):
   best = np.mean([0.43, 0.31, 0.52, 0.10, 0.64]) + 0.002
   assert figures['reward']['ltr']['best'] == pytest.approx(best, rel=1e-5)
   assert figures['true_reward']['p_score']['mean'] == pytest.approx(1 - mean)
-  assert groups.merge(reports)['seconds']['log_probs'] == 4.0
+  assert workdir.sum_reports(reports)['seconds']['log_probs'] == 4.0
 
 
 def test_illegal_outputs_in_the_group_give_it_spread(store):

@@ -175,11 +175,6 @@ def test_a_column_that_is_not_there_is_refused_with_those_that_are(trained):
   assert 'is_like' in str(error.value)
 
 
-def test_no_targets_are_refused(trained):
-  with pytest.raises(ValueError, match=r'reward_model\.targets is empty'):
-    reward.run(_with_reward_model(targets=()), trained[0])
-
-
 def test_few_labels_and_rare_events_are_warned_of(trained, monkeypatch):
   model = _EXPERIMENT.reward_model
   folder = trained[0].folder('reward') / 'examples'

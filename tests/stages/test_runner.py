@@ -71,6 +71,12 @@ def test_stages_that_are_left_out_are_not_waited_for(calls, workdir):
   assert calls == list(config.BASE_STAGES)
 
 
+def test_a_stage_that_the_experiment_leaves_out_is_refused(calls, workdir):
+  with pytest.raises(ValueError, match=r"has no 'reward': add it"):
+    _run(config.Experiment(), workdir, ('reward',), resume=False)
+  assert not calls
+
+
 def test_changed_alignment_leaves_what_comes_before_alone(calls, workdir):
   _run(_V1, workdir)
   calls.clear()
