@@ -194,6 +194,35 @@ def tuning(
   return tuple(tried)
 
 
+def tuning_rounds(
+  all_rows: Sequence[dict[str, Any]],
+  *,
+  rounds: Sequence[int],
+  steps_per_round: int,
+) -> tuple[dict[str, Any], ...]:
+  """Every aligned row at each number of rounds, or as many steps in one go."""
+  tried = []
+  for row in all_rows:
+    if 'align' not in row['overrides']['stages']:
+      continue
+    logged = row['overrides']['preference'].get('pairs') == 'logged'
+    for count in rounds:
+      steps = count * steps_per_round
+      changed: dict[str, Any] = (
+        {'align': {'num_steps': steps, 'evaluate_every_steps': steps}}
+        if logged
+        else {'preference': {'rounds': count}}
+      )
+      tried.append(
+        _row(
+          f'{row["name"]} {count} rounds',
+          None,
+          **config_tree.merge(row['overrides'], changed),
+        )
+      )
+  return tuple(tried)
+
+
 def set_table_1(
   config: Any,
   *,

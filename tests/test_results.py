@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from experiments import measured_runs
+from experiments import result_tables
 from experiments import results
 
 
@@ -33,14 +35,14 @@ def _swt(run):
 @pytest.mark.parametrize(
   ('table', 'name', 'figure'),
   [
-    (results.ranking, 'quickstart', _quickstart),
-    (results.item_alignment, 'item_alignment_beauty', _alignment),
-    (results.table_1, 'table1_synthetic_full', _swt),
+    (result_tables.ranking, 'quickstart', _quickstart),
+    (result_tables.item_alignment, 'item_alignment_beauty', _alignment),
+    (result_tables.table_1, 'table1_synthetic_full', _swt),
   ],
 )
 def test_a_changed_figure_changes_the_table(monkeypatch, table, name, figure):
-  run = json.loads((results._RUNS / f'{name}.json').read_text())
-  monkeypatch.setattr(results, '_run', lambda _: run)
+  run = json.loads((measured_runs.FOLDER / f'{name}.json').read_text())
+  monkeypatch.setattr(measured_runs, 'read', lambda _: run)
   before = table(name, 'x')
   place, key = figure(run)
   place[key] += 0.01
@@ -50,17 +52,21 @@ def test_a_changed_figure_changes_the_table(monkeypatch, table, name, figure):
 @pytest.mark.parametrize(
   'table',
   [
-    results.ranking, results.session_rewards, results.table_1,
-    results.item_sweep, results.p_score_model, results.item_alignment,
+    result_tables.ranking,
+    result_tables.session_rewards,
+    result_tables.table_1,
+    result_tables.item_sweep,
+    result_tables.p_score_model,
+    result_tables.item_alignment,
   ],
-)  # fmt: skip
+)
 def test_a_run_that_was_not_made_is_called_not_measured(monkeypatch, table):
-  monkeypatch.setattr(results, '_run', lambda name: None)
+  monkeypatch.setattr(measured_runs, 'read', lambda name: None)
   assert 'not measured' in table('any', 'x')
 
 
 def test_nothing_that_is_kept_names_a_folder_or_a_title():
-  for path in results._RUNS.glob('*.json'):
+  for path in measured_runs.FOLDER.glob('*.json'):
     text = path.read_text()
     assert '/tmp' not in text
     assert '"neighbours"' not in text

@@ -1,0 +1,85 @@
+"""The figures of finished runs, kept in experiments/measured/.
+
+Titles and folders stay with the owner of the data and of the machine.
+"""
+
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import subprocess
+from typing import Any
+
+_ROOT = pathlib.Path(__file__).parent.parent
+FOLDER = _ROOT / 'experiments' / 'measured'
+_LIBRARIES = ('jax', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'polars')
+_FOLDERS: dict[str, str] = {
+  'prepare': 'data',
+  'tokenize': 'tokenizer',
+}  # where they differ
+
+
+def collect(workdir: pathlib.Path) -> pathlib.Path:
+  """Copies the figures of a finished run into experiments/measured/."""
+  stages = {
+    path.parent.name: json.loads(path.read_text())
+    for path in sorted(workdir.glob('*/result.json'))
+  }
+  if set(stages) == {'sweep'}:
+    return _collect_sweep(workdir, stages['sweep'])
+  wanted: list[str] = json.loads((workdir / 'config.json').read_text())[
+    'stages'
+  ]
+  missing = {str(_FOLDERS.get(s, s)) for s in wanted} - set(stages)
+  if missing:
+    raise SystemExit(f'{workdir} has no result.json of {sorted(missing)}.')
+  # Titles belong to the data's owner.
+  evaluated = stages.get('evaluate', {})
+  evaluated.pop('examples', None)
+  for entry in (evaluated.get('session_rewards') or {}).get('dynamics', []):
+    entry.pop('item', None)
+  stages['embed'].get('alignment', {}).get('quality', {}).pop(
+    'neighbours', None
+  )
+  return _keep(workdir, {'stages': stages})
+
+
+def _collect_sweep(
+  workdir: pathlib.Path, result: dict[str, Any]
+) -> pathlib.Path:
+  return _keep(workdir, {'sweep': result})
+
+
+def _keep(workdir: pathlib.Path, figures: dict[str, Any]) -> pathlib.Path:
+  """Writes figures with the settings, commit and machine they come from."""
+  config = json.loads((workdir / 'config.json').read_text())
+  # Folders of the machine that ran it.
+  config['data']['path'] = None
+  for part in config['embed']['parts']:
+    part['path'] = None
+  commit = subprocess.run(
+    ['git', 'rev-parse', '--short', 'HEAD'],
+    cwd=_ROOT,
+    capture_output=True,
+    text=True,
+    check=True,
+  ).stdout.strip()
+  result = {
+    'config': config,
+    **figures,
+    'commit': commit,
+    'machine': f'{os.cpu_count()} CPU cores, {platform.machine()}',
+    'python': platform.python_version(),
+    'versions': {n: importlib.metadata.version(n) for n in _LIBRARIES},
+  }
+  path = FOLDER / f'{config["name"]}.json'
+  path.parent.mkdir(exist_ok=True)
+  path.write_text(json.dumps(result, indent=1, sort_keys=True) + '\n')
+  return path
+
+
+def read(name: str) -> dict[str, Any] | None:
+  """Returns the figures of a run, None: it was not measured."""
+  path = FOLDER / f'{name}.json'
+  return json.loads(path.read_text()) if path.exists() else None

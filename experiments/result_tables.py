@@ -1,0 +1,381 @@
+"""The Markdown tables of the README, from kept figures alone.
+
+A run that was not made is called 'not measured', never guessed.
+"""
+
+from typing import Any
+
+from experiments import measured_runs
+
+_SHOWN = ('recall@5', 'recall@10', 'ndcg@10', 'mrr@10')
+_NOT_MEASURED = 'not measured'
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+  """Returns a Markdown table; all but the first column right-aligned."""
+  rule = ['---', *['---:'] * (len(header) - 1)]
+  lines = [header, rule, *rows]
+  return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
+
+
+def ranking(name: str, title: str) -> str:
+  """Returns the comparison of a run with the counting floors."""
+  run = measured_runs.read(name)
+  if run is None:
+    return f'**{title}**: {_NOT_MEASURED}.'
+  result, training = run['stages']['evaluate'], run['stages']['pretrain']
+  rows = []
+  ordered = sorted(
+    result['metrics'].items(),
+    key=lambda entry: (
+      entry[0] != 'onerec',
+      -entry[1]['recall@10']['mean'],
+    ),
+  )
+  for method, figures in ordered:
+    cells = [result['methods'][method]['title']]
+    for metric in _SHOWN:
+      cell = f'{figures[metric]["mean"]:.4f}'
+      if metric == 'recall@10':
+        low, high = figures[metric]['low'], figures[metric]['high']
+        cell += f' ({low:.3f}–{high:.3f})'
+      cells.append(cell)
+    by_id = result['metrics_by_id'][method]['recall@10']['mean']
+    cells.append(f'{by_id:.4f}')
+    if method == 'onerec':
+      cells = [f'**{cell}**' for cell in cells]
+    rows.append(cells)
+  minutes = sum(s['seconds'] for s in run['stages'].values()) / 60
+  difference = result['difference_to_best_floor']['recall@10']
+  best = result['methods'][result['best_floor']]['title']
+  history = 'excluded' if result['history_excluded'] else 'not excluded'
+  names = ['recall@10 (95 %)' if m == 'recall@10' else m for m in _SHOWN]
+  return '\n'.join(
+    [
+      f'**{title}.** {result["users"]:,} users, all {result["candidates"]:,}'
+      f' items ranked, history {history}, hits counted by item.',
+      '',
+      _table(['method', *names, 'recall@10 by ID'], rows),
+      '',
+      f'Budget: {training["steps"]:,} steps, {training["examples_seen"]:,}'
+      f' examples, {training["training_seconds"] / 60:.1f} minutes of training'
+      f' ({minutes:.1f} for all stages) on {run["machine"]};'
+      f' {training["num_parameters"]:,} parameters. Against the best floor'
+      f' ({best}), recall@10 {difference["mean"]:+.4f}'
+      f' ({difference["low"]:+.4f} to {difference["high"]:+.4f}, paired'
+      f' bootstrap). Legal hypotheses {100 * result["legality"]:.1f} %.'
+      f' `experiments/{name}.py`, commit {run["commit"]}.',
+    ]
+  )
+
+
+def session_rewards(name: str, title: str) -> str:
+  """Returns the rewards of generated sessions before and after alignment."""
+  run = measured_runs.read(name)
+  found = run and run['stages']['evaluate'].get('session_rewards')
+  if not run or not found:
+    return f'**{title}**: {_NOT_MEASURED}.'
+  evaluated, align = run['stages']['evaluate'], run['stages']['align']
+  methods = found['methods']
+  rows = []
+  for column in found['columns']:
+    moved = methods['onerec']['difference'][column]
+    rows.append(
+      [
+        column.replace('_', ' '),
+        *(
+          f'{methods[m]["figures"][column]["mean"]:.4f}'
+          f' ± {methods[m]["figures"][column]["std"]:.4f}'
+          for m in ('pretrained', 'onerec')
+        ),
+        f'{moved["mean"]:+.4f} ({moved["low"]:+.4f} to {moved["high"]:+.4f})',
+      ]
+    )
+  recall = evaluated['difference_to_before']['recall@10']
+  seconds = align['rounds'][0]['rollouts']['seconds']
+  legal = [
+    100 * methods[m]['legality'].get('free_sessions', 1.0)
+    for m in ('pretrained', 'onerec')
+  ]
+  titles = evaluated['methods']
+  header = [
+    'reward', titles['pretrained']['title'], titles['onerec']['title'],
+    'difference (95 %, paired)',
+  ]  # fmt: skip
+  rollouts = sum(
+    sum(r['rollouts']['seconds'].values()) for r in align['rounds']
+  )
+  return '\n'.join(
+    [
+      f'**{title}.** {methods["onerec"]["users"]:,} test users,'
+      f' {found["sessions_per_user"]} sessions of'
+      f' {found["items_per_session"]} items each, judged by the session reward'
+      f' model; ± over {found["resamples"]} resamples of the users.',
+      '',
+      _table(header, rows),
+      '',
+      f'recall@10 of the next item {recall["mean"]:+.4f}'
+      f' ({recall["low"]:+.4f} to {recall["high"]:+.4f}). Legal sessions under'
+      f' free decoding {legal[0]:.1f} % before, {legal[1]:.1f} % after.'
+      f' {len(align["rounds"])} rounds: {rollouts:.0f} s of rollouts and'
+      f' scoring ({seconds["generate"]:.0f} s generation in the first),'
+      f' {align["training_seconds"]:.0f} s of training.',
+    ]
+  )
+
+
+def table_1(name: str, title: str) -> str:
+  """Returns a sweep beside the published Table 1."""
+  run = measured_runs.read(name)
+  if run is None:
+    return f'**{title}**: {_NOT_MEASURED}.'
+  sweep = run['sweep']
+  true = ('true_reward_mean', 'true_reward_max')
+  targets = ('swt', 'vtr', 'wtr', 'ltr')
+  wanted = [f'{t}_{part}' for t in targets for part in ('mean', 'max')]
+  columns = [c for c in (*wanted, *true) if c in sweep['columns']]
+  best = {
+    c: max(row['figures'][c]['mean'] for row in sweep['rows']) for c in columns
+  }
+  rows = []
+  for row in sweep['rows']:
+    cells = []
+    for column in columns:
+      value = row['figures'][column]
+      cell = f'{value["mean"]:.3f} ± {value["std"]:.3f}'
+      cells.append(f'**{cell}**' if value['mean'] == best[column] else cell)
+    rows.append([row['name'], *cells])
+  base = sweep['base']
+  lines = []
+  for row in sweep['rows']:
+    for column in ('true_reward_mean', 'true_reward_max', 'swt_max', 'ltr_max'):
+      if row['name'] != '+IPA' or column not in sweep['columns']:
+        continue
+      lines.append(f'{column.replace("_", " ")} {_change(row, column)}')
+  users = sweep['rows'][0]['users']
+  minutes = sum(row['seconds'] for row in sweep['rows']) / 60
+  return '\n'.join(
+    [
+      f'**{title}.** {len(sweep["seeds"])} seed(s), {users:,} test users,'
+      f' {sweep["sessions_per_user"]} sessions of'
+      f' {sweep["items_per_session"]} items; mean and best of them, ± over'
+      f' {run["config"]["evaluate"]["sessions"]["resamples"]} resamples; best'
+      ' of a column bold.',
+      '',
+      _table(['', *(c.replace('_', ' ') for c in columns)], rows),
+      '',
+      f'IPA against {base}: {"; ".join(lines)} (95 %, paired over users).'
+      f' {minutes:.0f} minutes for all rows on {run["machine"]}.'
+      f' `experiments/{name.rsplit("_", 1)[0]}.py`, commit {run["commit"]}.',
+    ]
+  )
+
+
+def _change(row: dict[str, Any], column: str) -> str:
+  """Returns the change of a row against the base, in percent of the base."""
+  moved, own = row['difference'][column], row['figures'][column]['mean']
+  before = own - moved['mean']
+  share = [100 * moved[k] / before for k in ('mean', 'low', 'high')]
+  return f'{share[0]:+.1f} % ({share[1]:+.1f} to {share[2]:+.1f})'
+
+
+def item_sweep(name: str, title: str) -> str:
+  """Returns a sweep whose rows are judged by their generated items."""
+  run = measured_runs.read(name)
+  if run is None:
+    return f'**{title}**: {_NOT_MEASURED}.'
+  sweep = run['sweep']
+  settings = run['config']['evaluate']['p_score']
+  passes = [f'pass@{k}' for k in settings['pass_at']]
+  columns = [f'p_score_{part}' for part in ('mean', *passes)]
+  true = [c for c in (f'true_{c}' for c in columns) if c in sweep['columns']]
+  compared = (true or columns)[0]
+  rows = []
+  for row in sweep['rows']:
+    legal = [x['free_items'] for x in row['legality']]
+    rows.append(
+      [
+        row['name'],
+        *(f'{row["figures"][c]["mean"]:.4f}' for c in (*columns, *true)),
+        '' if row['name'] == sweep['base'] else _change(row, compared),
+        f'{100 * sum(legal) / len(legal):.1f} %',
+      ]
+    )
+  header = [
+    '', *(c.replace('_', ' ') for c in (*columns, *true)),
+    f'{compared.replace("_", " ")} against {sweep["base"]} (95 %)',
+    'legal, free decoding',
+  ]  # fmt: skip
+  users = sweep['rows'][0]['users']
+  minutes = sum(row['seconds'] for row in sweep['rows']) / 60
+  return '\n'.join(
+    [
+      f'**{title}.** {len(sweep["seeds"])} seed(s), {users:,} test users,'
+      f' {sweep["items_per_user"]} items each.',
+      '',
+      _table(header, rows),
+      '',
+      f'{minutes:.0f} minutes for all rows on {run["machine"]}. Commit'
+      f' {run["commit"]}.',
+    ]
+  )
+
+
+def item_alignment(name: str, title: str) -> str:
+  """Returns hit rates of item vectors and the quality of their codes."""
+  run = measured_runs.read(name)
+  if run is None:
+    return f'**{title}**: {_NOT_MEASURED}.'
+  quality = run['stages']['embed']['alignment']['quality']
+  splits = ('valid', 'test')
+  rows = [
+    [
+      label,
+      *(
+        f'{quality["vectors"][kind][split][metric]:.4f}'
+        for split in splits
+        for metric in ('hit@10', 'ndcg@10')
+      ),
+    ]
+    for label, kind in (
+      ('text vectors', 'unaligned'),
+      ('aligned', 'aligned'),
+    )
+  ]
+  ratios = [quality['aligned_over_unaligned'][split] for split in splits]
+  header = [
+    'vectors',
+    *(f'{s} {m}' for s in splits for m in ('hit@10', 'ndcg@10')),
+  ]
+  codes = []
+  for kind, entry in run['stages']['tokenizer']['quantizers'].items():
+    levels = entry['levels']
+    codes.append(
+      [
+        kind,
+        f'{entry["reconstruction"]["relative"]:.3f}',
+        ' / '.join(f'{level["utilisation"]:.3f}' for level in levels),
+        ' / '.join(f'{level["entropy_nats"]:.3f}' for level in levels),
+        f'{100 * entry["ids"]["collision_share"]:.1f} %',
+      ]
+    )
+  users = quality['vectors']['aligned']['test']['examples']
+  return '\n'.join(
+    [
+      f'**{title}.** Is the next item among the ten nearest to the last one?'
+      f' {users:,} users, what they have is excluded.',
+      '',
+      _table(header, rows),
+      '',
+      'Aligned over unaligned, hit@10: '
+      + '; '.join(
+        f'{split} {r["ratio"]:.2f} × ({r["low"]:.2f} to {r["high"]:.2f})'
+        for split, r in zip(splits, ratios, strict=True)
+      )
+      + '. Codes of the aligned vectors:',
+      '',
+      _table(
+        [
+          'quantizer',
+          'relative error',
+          'utilisation per level',
+          'entropy per level (nats)',
+          'items sharing an ID',
+        ],
+        codes,
+      ),
+    ]
+  )
+
+
+def p_score_model(name: str, title: str) -> str:
+  """Returns AUCs of the P-Score model beside the logistic regression."""
+  run = measured_runs.read(name)
+  if run is None:
+    return f'**{title}**: {_NOT_MEASURED}.'
+  # A sweep's judge, of its first seed, or a run's own.
+  result = (
+    run['sweep']['reward_model'][0]
+    if 'sweep' in run
+    else run['stages']['p_score']
+  )
+  rows = []
+  for tower in result['towers']:
+    found = tower['held_out']
+    gain = found['tower_gain']['auc']
+    rows.append(
+      [
+        f'{tower["name"]}: {tower["definition"]}',
+        *(
+          f'{found[kind][metric]["value"]:.3f}'
+          for metric in ('auc', 'grouped_auc')
+          for kind in ('tower', 'p_score', 'baseline')
+        ),
+        f'{gain["value"]:+.3f} ({gain["low"]:+.3f} to {gain["high"]:+.3f})',
+      ]
+    )
+  header = [
+    'tower', 'AUC tower', 'AUC P-Score', 'AUC logistic', 'GAUC tower',
+    'GAUC P-Score', 'GAUC logistic', 'AUC, tower over logistic (95 %)',
+  ]  # fmt: skip
+  judged = result['impressions']['held_out_judged']
+  return '\n'.join(
+    [
+      f'**{title}.** {judged:,} shown items of held-out users.',
+      '',
+      _table(header, rows),
+    ]
+  )
+
+
+def slices(name: str, title: str) -> str:
+  """Returns recall by slice, of ours and of the best floor."""
+  run = measured_runs.read(name)
+  if run is None:
+    return f'**{title}**: {_NOT_MEASURED}.'
+  result = run['stages']['evaluate']
+  best = result['best_floor']
+  rows = []
+  for kind, entries in result['slices'].items():
+    for entry in entries:
+      cells = [f'{kind}: {entry["slice"]}', f'{entry["users"]:,}']
+      for method in ('onerec', best):
+        figures = entry['methods'].get(method)
+        cells.append(
+          f'{figures["recall@10"]["mean"]:.4f}' if figures else 'no users'
+        )
+      rows.append(cells)
+  header = ['slice', 'users', 'OneRec', result['methods'][best]['title']]
+  return f'**{title}, recall@10 by slice.**\n\n' + _table(header, rows)
+
+
+def tokenizer() -> str:
+  """Returns the quality of the semantic IDs of the kept runs."""
+  rows = []
+  for name in ('quickstart', 'onerec_v1_beauty', 'onerec_v1_kuairand'):
+    run = measured_runs.read(name)
+    if run is None:
+      continue
+    result = run['stages']['tokenizer']
+    entries = {f'{k}, as encoded': v for k, v in result['quantizers'].items()}
+    collision = f'{result["quantizer"]}, final ({result["collision"]})'
+    entries[collision] = result['quality']
+    for label, entry in entries.items():
+      levels = entry['levels']
+      rows.append(
+        [
+          f'{name}: {label}',
+          ' / '.join(f'{level["utilisation"]:.3f}' for level in levels),
+          ' / '.join(f'{level["entropy_nats"]:.3f}' for level in levels),
+          f'{entry["reconstruction"]["relative"]:.3f}',
+          f'{100 * entry["ids"]["collision_share"]:.1f} %',
+          str(entry['ids']['largest_bucket']),
+        ]
+      )
+  if not rows:
+    return f'**Semantic IDs**: {_NOT_MEASURED}.'
+  header = [
+    'semantic IDs', 'utilisation per level', 'entropy per level (nats)',
+    'relative error', 'items sharing an ID', 'largest bucket',
+  ]  # fmt: skip
+  return _table(header, rows)
