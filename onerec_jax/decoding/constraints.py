@@ -134,7 +134,20 @@ def blocked_by_exclusions(
   if first_item:
     return mask
   twin = jnp.argmax(node[:, :, None] == node[:, None, :], axis=2)
-  return reorder(mask, twin)
+  # A gather of these rows is one that libtpu 0.0.50 offloads and then cannot
+  # compile (v6e, INTERNAL: Could not find buffer).
+  return lax.platform_dependent(mask, twin, tpu=_select_rows, default=reorder)
+
+
+def _select_rows(
+  mask: Bool[Array, 'B W R'], rows: Int[Array, 'B W']
+) -> Bool[Array, 'B W R']:
+  """Returns mask[b, rows[b, w]] by a matrix product; exact."""
+  chosen = rows[:, :, None] == jnp.arange(mask.shape[1])[None, None, :]
+  hits = jnp.einsum(
+    'bwv,bvr->bwr', chosen.astype(jnp.bfloat16), mask.astype(jnp.bfloat16)
+  )
+  return hits > 0
 
 
 def blocked_by_repeats(

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array
+from jaxtyping import Bool
 from jaxtyping import Float
 from jaxtyping import Int
 
@@ -18,6 +19,10 @@ from onerec_jax import config as config_lib
 from onerec_jax.model import parameters
 from onerec_jax.ops import attention
 from onerec_jax.ops import dropout
+from onerec_jax.ops import fused_attention
+
+# Tokens; shorter sequences have scores that are no burden as an array.
+_FUSED_FROM = 256
 
 
 class KeyValues(NamedTuple):
@@ -25,6 +30,13 @@ class KeyValues(NamedTuple):
 
   keys: jax.Array
   values: jax.Array
+
+
+class TokenBias(NamedTuple):
+  """Which tokens attend to which, where scores are not to be an array."""
+
+  mask: Bool[Array, 'B S']  # True: a real token
+  distances: Float[Array, 'H D'] | None  # of ops.attention.distance_bias
 
 
 def _weight_dropout(
@@ -50,6 +62,7 @@ class SelfAttention(nn.Module):
   """Multi-head self-attention; one fused matrix for queries, keys, values."""
 
   config: config_lib.ModelConfig
+  mesh: jax.sharding.Mesh | None = None
 
   def setup(self) -> None:
     c = self.config
@@ -72,16 +85,63 @@ class SelfAttention(nn.Module):
   def __call__(
     self,
     x: Float[Array, 'B T D'],
-    bias: Float[Array, '#B #H T T'],
+    bias: Float[Array, '#B #H T T'] | TokenBias,
     seed: jax.Array | None,
   ) -> Float[Array, 'B T D']:
     """Attends over all positions; `seed` drops attention weights."""
-    return self.with_key_values(x, bias, seed)[0]
+    if not isinstance(bias, TokenBias):
+      return self.with_key_values(x, bias, seed)[0]
+    if self._is_fused(x.shape[1], seed):
+      return self._fused(x, bias, seed)
+    scores = attention.key_bias(bias.mask)
+    if bias.distances is not None:
+      positions = attention.expand_distances(bias.distances, x.shape[1])
+      scores = positions[None] + scores
+    return self.with_key_values(x, scores, seed)[0]
+
+  def _is_fused(self, length: int, seed: jax.Array | None) -> bool:
+    """Returns whether the TPU kernel is used: it keeps scores on the chip."""
+    if self.mesh is None:
+      platform = jax.default_backend()
+    else:
+      platform = self.mesh.devices.flat[0].platform
+    # The kernel makes hashed dropout only.
+    typed = seed is not None and jnp.issubdtype(seed.dtype, jax.dtypes.prng_key)
+    return (
+      platform == 'tpu'
+      and not typed
+      and length >= _FUSED_FROM
+      and fused_attention.fits(num_keys=length, head_dim=self.config.head_dim)
+    )
+
+  def _fused(
+    self, x: jax.Array, bias: TokenBias, seed: jax.Array | None
+  ) -> jax.Array:
+    rows, length, embed = x.shape
+    heads, head_dim = self.config.num_heads, self.config.head_dim
+    # As matrices of tokens, and one product for each of the three: the kernel
+    # reads them as they are, where XLA would put copies between.
+    tokens = x.reshape(-1, embed)
+    kernel = self.qkv.astype(x.dtype).reshape(embed, 3, -1)
+    scale = jnp.asarray(head_dim**-0.5, x.dtype)
+    shape = (rows, length, heads, head_dim)
+    y = fused_attention.self_attention(
+      (jnp.dot(tokens, kernel[:, 0]) * scale).reshape(shape),
+      jnp.dot(tokens, kernel[:, 1]).reshape(shape),
+      jnp.dot(tokens, kernel[:, 2]).reshape(shape),
+      bias.mask,
+      bias.distances,
+      seed=seed,
+      rate=self.config.attention_dropout_rate,
+      mesh=self.mesh,
+    )
+    out = self.out.astype(x.dtype).reshape(-1, embed)
+    return jnp.dot(y.reshape(tokens.shape[0], -1), out).reshape(x.shape)
 
   def with_key_values(
     self,
     x: Float[Array, 'B T D'],
-    bias: Float[Array, '#B #H T T'],
+    bias: Float[Array, '#B #H #T T'],
     seed: jax.Array | None,
   ) -> tuple[Float[Array, 'B T D'], KeyValues]:
     """Returns the output and the keys and values it attended to."""

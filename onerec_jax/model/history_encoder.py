@@ -38,7 +38,7 @@ class EncoderLayer(nn.Module):
   def setup(self) -> None:
     embed = self.config.embed_dim
     self.attention_norm = layers.RMSNorm(embed)
-    self.attention = attention_modules.SelfAttention(self.config)
+    self.attention = attention_modules.SelfAttention(self.config, self.mesh)
     self.mlp_norm = layers.RMSNorm(embed)
     self.mlp = layers.FeedForward(self.config)
 
@@ -46,7 +46,7 @@ class EncoderLayer(nn.Module):
     self,
     x: Float[Array, 'B S D'],
     seeds: jax.Array | None,
-    bias: Float[Array, '#B #H S S'],
+    bias: Float[Array, '#B #H S S'] | attention_modules.TokenBias,
   ) -> tuple[Float[Array, 'B S D'], None]:
     """Returns the next states (and None, for nn.scan)."""
     sites = [None] * SITES if seeds is None else seeds
@@ -102,16 +102,12 @@ class HistoryEncoder(nn.Module):
     """
     ends, inner = (None, None) if seeds is None else seeds
     drop = functools.partial(dropout.drop, rate=self.config.dropout_rate)
-    length = x.shape[1]
-    buckets = attention.relative_buckets(
-      length,
-      length,
-      bidirectional=True,
-      num_buckets=self.config.relative_buckets,
+    distances = attention.distance_bias(
+      self.relative_bias,
+      x.shape[1],
       max_distance=self.config.relative_max_distance,
     )
-    bias = attention.relative_bias(self.relative_bias, buckets)[None]
-    bias = bias + attention.key_bias(mask)
+    bias = attention_modules.TokenBias(mask, distances)
     x = drop(x, None if ends is None else ends[0])
     x, _ = self.layers(x, inner, bias)
     x = drop(self.final_norm(x), None if ends is None else ends[1])

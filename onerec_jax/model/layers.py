@@ -73,11 +73,12 @@ class FeedForward(nn.Module):
     """Applies the network; `seed` drops hidden units (None: keeps all)."""
     dtype = x.dtype
     function = activation(self.config.mlp_activation)
-    hidden = jnp.einsum('btd,df->btf', x, self.wi.astype(dtype))
+    # A matrix of tokens: XLA lays out a third axis so that it is copied.
+    tokens = x.reshape(-1, x.shape[-1])
+    hidden = jnp.dot(tokens, self.wi.astype(dtype))
     if self.config.mlp_activation == 'swiglu':
-      gate = jnp.einsum('btd,df->btf', x, self.wg.astype(dtype))
-      hidden = function(gate) * hidden
+      hidden = function(jnp.dot(tokens, self.wg.astype(dtype))) * hidden
     else:
       hidden = function(hidden)
     hidden = dropout.drop(hidden, seed, rate=self.config.dropout_rate)
-    return jnp.einsum('btf,fd->btd', hidden, self.wo.astype(dtype))
+    return jnp.dot(hidden, self.wo.astype(dtype)).reshape(x.shape)

@@ -46,6 +46,22 @@ def relative_buckets(
   Reference: Raffel et al. 2020, arXiv:1910.10683, section 2.1.
   """
   distance = np.arange(num_keys)[None, :] - np.arange(num_queries)[:, None]
+  return distance_buckets(
+    distance,
+    bidirectional=bidirectional,
+    num_buckets=num_buckets,
+    max_distance=max_distance,
+  )
+
+
+def distance_buckets(
+  distance: Int[np.ndarray, '*n'],
+  *,
+  bidirectional: bool,
+  num_buckets: int,
+  max_distance: int,
+) -> Int[np.ndarray, '*n']:
+  """Returns the T5 bucket of distances key - query; see `relative_buckets`."""
   first = np.zeros_like(distance)
   if bidirectional:
     num_buckets //= 2
@@ -68,6 +84,48 @@ def relative_bias(
 ) -> Float[Array, 'H T S']:
   """Returns the score bias of every head and pair of positions, float32."""
   return jnp.transpose(table.astype(jnp.float32)[buckets], (2, 0, 1))
+
+
+def distance_bias(
+  table: Float[Array, 'buckets H'], length: int, *, max_distance: int
+) -> Float[Array, 'H D']:
+  """Returns the score bias of every head and distance, both directions.
+
+  Args:
+    table: bias per bucket, as for `relative_bias`.
+    length: of the sequence (S).
+    max_distance: distance from which the last bucket is used, tokens.
+
+  Returns:
+    float32; of the distances key - query = -(S - 1)..S - 1. [H, 2 S - 1]
+  """
+  buckets = distance_buckets(
+    np.arange(1 - length, length),
+    bidirectional=True,
+    num_buckets=table.shape[0],
+    max_distance=max_distance,
+  )
+  return table.astype(jnp.float32)[buckets].T
+
+
+def expand_distances(
+  distances: Float[Array, 'H D'], length: int
+) -> Float[Array, 'H T T']:
+  """Returns bias[h, t, s] = distances[h, s - t + S - 1] for S = (D + 1) / 2.
+
+  Reshapes only: the gradient of a gather is a scatter, slow on TPU.
+
+  Args:
+    distances: from `distance_bias`. [H, 2 S - 1]
+    length: T >= S; places beyond S are 0 or repeat others.
+  """
+  heads, given = distances.shape
+  extra = length - (given + 1) // 2
+  row = jnp.pad(distances, ((0, 0), (extra, extra + 1)))  # [H, 2 T]
+  # Equal rows of 2 T, read as rows of 2 T - 1: each is one place further right.
+  equal = jnp.broadcast_to(row[:, None], (heads, length, 2 * length))
+  skewed = equal.reshape(heads, -1)[:, : length * (2 * length - 1)]
+  return skewed.reshape(heads, length, -1)[:, :, length - 1 :]
 
 
 def causal_bias(length: int) -> Float[np.ndarray, 'T S']:

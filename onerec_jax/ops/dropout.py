@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
+from jaxtyping import Bool
 from jaxtyping import Float
 from jaxtyping import Key
 from jaxtyping import PRNGKeyArray
@@ -88,13 +89,32 @@ def keep_mask(
     return jax.random.bernoulli(seed, 1 - rate, shape)
   strides = np.cumprod((1, *shape[:0:-1]))[::-1]
   # A sum of iotas, not a reshaped one: XLA can shard and vectorise it.
-  index = sum(
-    jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
-    * np.uint32(int(stride) & 0xFFFFFFFF)
-    for axis, stride in enumerate(strides)
-  )
-  x = (index + seed[0]) * _WEYL ^ seed[1]
-  return _avalanche(x) < np.uint32(round((1 - rate) * 2**32))
+  index = jnp.zeros(shape, jnp.uint32)
+  for axis, stride in enumerate(strides):
+    place = jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
+    index += place * np.uint32(int(stride) & 0xFFFFFFFF)
+  return keep_by_number(index, seed[0], seed[1], rate=rate)
+
+
+def keep_by_number(
+  number: UInt32[Array, '*n'],
+  seed: UInt32[Array, ''],
+  second_seed: UInt32[Array, ''],
+  *,
+  rate: float,
+) -> Bool[Array, '*n']:
+  """Returns the hashed decision on the elements of these numbers.
+
+  For kernels, which see an array in parts; `keep_mask` is the whole.
+
+  Args:
+    number: row-major element numbers modulo 2^32.
+    seed: first word of one entry of `site_seeds`.
+    second_seed: second word.
+    rate: probability of dropping, in [0, 1).
+  """
+  x = _avalanche((number + seed) * _WEYL ^ second_seed)
+  return x < np.uint32(round((1 - rate) * 2**32))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

@@ -72,6 +72,49 @@ def test_formula_by_hand(make_case):
   assert flops.train_flops(config, vocabulary, **options) == 3 * want
 
 
+def _projected(make_case):
+  base = make_case().model
+  config = dataclasses.replace(
+    base.config,
+    encoder_layers=1,
+    decoder_layers=1,
+    cross_attention='projected',
+  )
+  return config, base.vocabulary
+
+
+def test_scoring_more_sessions_encodes_and_projects_once(make_case):
+  config, vocabulary = _projected(make_case)
+  options = dict(history_items=2, items_per_session=1)
+  counts = [
+    flops.score_flops(config, vocabulary, num_sessions=w, **options)
+    for w in (1, 2, 3)
+  ]
+  assert counts[0] == flops.forward_flops(config, vocabulary, **options)
+  # D 16, H K 16; 9 encoder and 4 decoder tokens; experts as by hand above.
+  decoder = 4 * (4 * 2 * 16 * 16) + 2 * 2 * 4 * 4 * 16
+  decoder += 4 * 2 * 2 * 16 * 16 + 2 * 2 * 4 * 9 * 16
+  decoder += 4 * (2 * 16 * 8 + 2 * 2 * 2 * 16 * 16) + 2 * 16 * (5 + 7 + 6)
+  assert counts[1] - counts[0] == counts[2] - counts[1] == decoder
+
+
+def test_decoding_by_hand(make_case):
+  config, vocabulary = _projected(make_case)
+  got = flops.decode_flops(
+    config, vocabulary, history_items=2, num_beams=3, num_items=2
+  )
+  encoder = 9 * (4 * 2 * 16 * 16) + 2 * 2 * 9 * 9 * 16 + 9 * 2 * 2 * 16 * 32
+  project = 9 * 2 * 2 * 16 * 16
+  # Cache of 2 x 4 tokens.  First item: 1 token of one beam, 2 of three; second:
+  # the last code of the first, BOS and two codes, of three beams each.
+  token = 4 * 2 * 16 * 16 + 2 * 2 * 8 * 16
+  token += 2 * 2 * 16 * 16 + 2 * 2 * 9 * 16
+  token += 2 * 16 * 8 + 2 * 2 * 2 * 16 * 16
+  heads = 2 * 16 * (5 + 3 * (7 + 6) + 3 * (5 + 7 + 6))
+  want = encoder + project + (1 + 2 * 3 + 4 * 3) * token + heads
+  assert got == want
+
+
 def test_auto_counts_the_cheaper_cross_attention(make_case):
   base = make_case().model
   counts = {
