@@ -1,7 +1,8 @@
 """Plain k-means (Lloyd) and the parts that every quantizer here shares.
 
 Rows are visited in chunks, so that no array of num_points x num_clusters ever
-exists.  Pure JAX on arrays that fit one device; sums are additive over shards.
+exists.  Points may be split over devices (`shards`): labels are then those of
+one device up to the order in which floats are summed into centroids.
 """
 
 import functools
@@ -12,16 +13,19 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array
+from jaxtyping import Bool
 from jaxtyping import Float
 from jaxtyping import Int
+
+from onerec_jax.semantic_ids import point_shards
+from onerec_jax.semantic_ids import seeding
+
+Shards = point_shards.Shards
 
 # Largest distance tile, elements: 8 MB in float32, near the size of a CPU
 # core's cache, and still hundreds of rows with 8192 clusters.
 _TILE_ELEMENTS = 2**21
-# k-means++ is sequential in the clusters; it looks at this many points each.
-_PLUS_PLUS_POINTS_PER_CLUSTER = 16
 
 
 class Nearest(NamedTuple):
@@ -90,12 +94,13 @@ def argmin_rows(
   return position, least
 
 
-@functools.partial(jax.jit, static_argnames='chunk')
+@functools.partial(jax.jit, static_argnames=('chunk', 'shards'))
 def nearest(
   points: Float[Array, 'I D'],
   centroids: Float[Array, 'C D'],
   *,
   chunk: int | None = None,
+  shards: Shards | None = None,
 ) -> Nearest:
   """Finds the nearest centroid of each point.
 
@@ -106,9 +111,19 @@ def nearest(
     centroids: [C, D]
     chunk: points compared at a time; None: chosen by size. Changes memory,
       not labels.
+    shards: where the points are; None: on one device.  Rows that fill up get
+      label 0.
 
   Reference: arXiv:2502.18965, eq. 2 (nearest code of a residual).
   """
+  if shards is not None:
+
+    def local(real, points, centroids):
+      labels, squared = nearest(points, centroids, chunk=chunk)
+      return point_shards.mask_rows(labels, real), squared
+
+    run = point_shards.on_shards(local, shards, in_rows='rw', out_rows='rr')
+    return Nearest(*run(points, centroids))
   num_points = points.shape[0]
   rows = min(chunk or rows_per_chunk(num_points, len(centroids)), num_points)
   middle = jnp.mean(centroids, 0)
@@ -185,83 +200,53 @@ def mean_squared_error(
   return jnp.mean(jnp.sum((points - centroids[labels]) ** 2, 1))
 
 
-@functools.partial(jax.jit, static_argnames=('num_clusters', 'method'))
-def initial_centroids(
-  points: Float[Array, 'I D'],
-  *,
-  num_clusters: int,
-  method: Literal['random', 'kmeans++'],
-  key: jax.Array,
-) -> Float[Array, 'C D']:
-  """Chooses the points that the centroids start from.
+@functools.partial(jax.jit, static_argnames='shards')
+def _update(points, labels, centroids, *, shards):
+  """Returns the means of the labels, their counts, and the inertia."""
+  num_clusters = centroids.shape[0]
+  if shards is None:
+    sums = cluster_sums(points, labels, num_clusters=num_clusters)
+    updated = means(sums, centroids)
+    return updated, sums.counts, mean_squared_error(points, updated, labels)
 
-  random: distinct points, uniformly.  kmeans++: each next point with
-  probability proportional to its squared distance from those chosen, among
-  at most 16 * num_clusters points drawn first.
-
-  Args:
-    points: [I, D]
-    num_clusters: C, at most I.
-    key: random key, used once.
-
-  Reference: arXiv:2502.18965, Algorithm 1 (random selection); Arthur and
-    Vassilvitskii 2007 (k-means++).
-  """
-  num_points = points.shape[0]
-  draw_key, plus_plus_key = jax.random.split(key)
-  if method == 'random':
-    chosen = jax.random.choice(
-      draw_key, num_points, (num_clusters,), replace=False
+  def local(
+    real: Bool[Array, ' I'],
+    points: Float[Array, 'I D'],
+    labels: Int[Array, ' I'],
+    centroids: Float[Array, 'C D'],
+  ):
+    inside = jnp.where(real, labels, num_clusters)  # beyond: left out
+    sums = jax.lax.psum(
+      cluster_sums(points, inside, num_clusters=num_clusters), shards.axes
     )
-    return points[chosen]
-  drawn = min(num_points, _PLUS_PLUS_POINTS_PER_CLUSTER * num_clusters)
-  sample = points[
-    jax.random.choice(draw_key, num_points, (drawn,), replace=False)
-  ]
+    updated = means(sums, centroids)
+    errors = jnp.sum((points - updated[labels]) ** 2, 1)
+    total = jax.lax.psum(jnp.sum(jnp.where(real, errors, 0)), shards.axes)
+    return updated, sums.counts, total / shards.num_points
 
-  def choose(i, state):
-    chosen, distances = state
-    weights = jnp.where(jnp.all(distances <= 0), 1.0, distances)
-    pick = jax.random.categorical(
-      jax.random.fold_in(plus_plus_key, i), jnp.log(weights)
-    )
-    new = jnp.sum((sample - sample[pick][None]) ** 2, 1)
-    return chosen.at[i].set(pick), jnp.minimum(distances, new)
-
-  first = jax.random.randint(plus_plus_key, (), 0, drawn)
-  chosen = jnp.zeros(num_clusters, jnp.int32).at[0].set(first)
-  distances = jnp.sum((sample - sample[first][None]) ** 2, 1)
-  chosen, _ = jax.lax.fori_loop(1, num_clusters, choose, (chosen, distances))
-  return sample[chosen]
+  return point_shards.on_shards(local, shards, in_rows='rrw', out_rows='www')(
+    points, labels, centroids
+  )
 
 
-@jax.jit
-def reseed_empty(
+@functools.partial(jax.jit, static_argnames='shards')
+def residuals(
   points: Float[Array, 'I D'],
   centroids: Float[Array, 'C D'],
   labels: Int[Array, ' I'],
-  counts: Float[Array, ' C'],
-) -> Float[Array, 'C D']:
-  """Moves each empty cluster to one of the worst-represented points.
-
-  Args:
-    points: [I, D]
-    centroids: [C, D], C <= I
-    labels: [I]
-    counts: points per cluster; 0 marks the empty ones. [C]
-  """
-  errors = jnp.sum((points - centroids[labels]) ** 2, 1)
-  _, farthest = jax.lax.top_k(errors, centroids.shape[0])
-  empty = counts == 0
-  nth_empty = jnp.cumsum(empty) - 1
-  return jnp.where(empty[:, None], points[farthest[nth_empty]], centroids)
-
-
-@jax.jit
-def _update(points, labels, centroids):
-  sums = cluster_sums(points, labels, num_clusters=centroids.shape[0])
-  updated = means(sums, centroids)
-  return updated, sums.counts, mean_squared_error(points, updated, labels)
+  *,
+  shards: Shards | None = None,
+) -> Float[Array, 'I D']:
+  """Returns what each point's centroid leaves over; split as the points."""
+  if shards is None:
+    return points - centroids[labels]
+  run = point_shards.on_shards(
+    lambda real, points, labels, centroids: points - centroids[labels],
+    shards,
+    in_rows='rrw',
+    out_rows='r',
+  )
+  return run(points, labels, centroids)
 
 
 def iterate(
@@ -271,6 +256,7 @@ def iterate(
   assign: Assign,
   max_iterations: int,
   tolerance: float,
+  shards: Shards | None = None,
 ) -> Clustering:
   """Alternates assignment and means until nothing moves.
 
@@ -280,15 +266,17 @@ def iterate(
     assign: labels points, given centroids.
     max_iterations: most assignments, at least 1.
     tolerance: stop when the inertia changes by less than this share.
+    shards: where the points are; None: on one device.
 
   Returns:
-    The clustering; its centroids are the means of its labels.
+    The clustering; its centroids are the means of its labels, which lie where
+    the points do.
 
   Raises:
     ValueError: fewer points than clusters, no iterations, or values that are
       not finite.
   """
-  check(points, num_clusters=centroids.shape[0])
+  check(points, num_clusters=centroids.shape[0], shards=shards)
   if max_iterations < 1:
     raise ValueError(f'max_iterations={max_iterations} must be at least 1.')
   labels = None
@@ -296,7 +284,9 @@ def iterate(
   for iteration in range(max_iterations):
     previous = labels
     labels = assign(points, centroids)
-    centroids, counts, inertia = _update(points, labels, centroids)
+    centroids, counts, inertia = _update(
+      points, labels, centroids, shards=shards
+    )
     inertias.append(float(inertia))
     if previous is not None and bool(jnp.all(labels == previous)):
       break
@@ -307,7 +297,9 @@ def iterate(
       break
     # Not after the last assignment: centroids stay the means of the labels.
     if iteration + 1 < max_iterations and bool(jnp.any(counts == 0)):
-      centroids = reseed_empty(points, centroids, labels, counts)
+      centroids = seeding.reseed_empty(
+        points, centroids, labels, counts, shards=shards
+      )
   assert labels is not None
   return Clustering(
     centroids, labels, inertias[-1], len(inertias), tuple(inertias)
@@ -322,6 +314,7 @@ def fit_kmeans(
   init: Literal['random', 'kmeans++'] = 'random',
   max_iterations: int = 50,
   tolerance: float = 1e-4,
+  shards: Shards | None = None,
 ) -> Clustering:
   """Fits plain k-means (Lloyd); empty clusters move to the farthest points.
 
@@ -329,42 +322,55 @@ def fit_kmeans(
     points: [I, D], I >= num_clusters
     num_clusters: C
     key: random key of the initial centroids.
-    init: see `initial_centroids`.
+    init: see `seeding.initial_centroids`.
     max_iterations: most assignments.
     tolerance: stop when the inertia changes by less than this share.
+    shards: where the points are; None: on one device.
 
   Raises:
     ValueError: see `iterate`.
 
   Reference: arXiv:2506.13695, section 2.1.2 (RQ-Kmeans).
   """
-  check(points, num_clusters=num_clusters)
-  centroids = initial_centroids(
-    points, num_clusters=num_clusters, method=init, key=key
+  check(points, num_clusters=num_clusters, shards=shards)
+  centroids = seeding.initial_centroids(
+    points, num_clusters=num_clusters, method=init, key=key, shards=shards
   )
   return iterate(
     points,
     centroids,
-    assign=lambda p, c: nearest(p, c).labels,
+    assign=lambda p, c: nearest(p, c, shards=shards).labels,
     max_iterations=max_iterations,
     tolerance=tolerance,
+    shards=shards,
   )
 
 
-def check(points: Float[Array, 'I D'], *, num_clusters: int) -> None:
+def check(
+  points: Float[Array, 'I D'],
+  *,
+  num_clusters: int,
+  shards: Shards | None = None,
+) -> None:
   """Raises ValueError unless `points` can be cut into `num_clusters`."""
-  if num_clusters < 1 or points.shape[0] < num_clusters:
+  num_points = points.shape[0] if shards is None else shards.num_points
+  if num_clusters < 1 or num_points < num_clusters:
     raise ValueError(
-      f'{points.shape[0]} points cannot fill {num_clusters} clusters: set'
-      f' tokenizer.codes_per_level to at most {points.shape[0]} (and at'
-      ' least 1).'
+      f'{num_points} points cannot fill {num_clusters} clusters: set'
+      f' tokenizer.codes_per_level to at most {num_points} (and at least 1).'
     )
-  # 16: room for |x - c|^2 of two such points; the rounds of balanced k-means
-  # would never end on distances that are not finite.
-  finite = np.asarray(jnp.isfinite(16 * jnp.sum(points**2, 1)))
-  if not finite.all():
+  count, first = _not_finite(points)
+  if int(count):
     raise ValueError(
-      f'{int((~finite).sum())} of {len(finite)} points hold values that are'
-      f' NaN, infinite or beyond 1e18, first in row {int(np.argmin(finite))}:'
+      f'{int(count)} of {num_points} points hold values that are'
+      f' NaN, infinite or beyond 1e18, first in row {int(first)}:'
       ' clean the embeddings.'
     )
+
+
+@jax.jit
+def _not_finite(points):
+  # 16: room for |x - c|^2 of two such points; the rounds of balanced k-means
+  # would never end on distances that are not finite.
+  bad = ~jnp.isfinite(16 * jnp.sum(points**2, 1))
+  return jnp.sum(bad), jnp.argmax(bad)

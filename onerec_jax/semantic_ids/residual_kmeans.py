@@ -19,8 +19,10 @@ from jaxtyping import Float
 from jaxtyping import Int
 
 from onerec_jax import config as config_lib
+from onerec_jax import sharding
 from onerec_jax.semantic_ids import balanced_kmeans
 from onerec_jax.semantic_ids import kmeans
+from onerec_jax.semantic_ids import point_shards
 
 
 class Codebooks(NamedTuple):
@@ -44,6 +46,7 @@ def fit_codebooks(
   *,
   config: config_lib.TokenizerConfig,
   seed: int,
+  mesh: jax.sharding.Mesh | None = None,
 ) -> Fit:
   """Fits the codebooks of all levels.
 
@@ -57,6 +60,8 @@ def fit_codebooks(
       scale of the dimensions is the meaning of the embedding stage. [I, D]
     config: levels, codes per level, quantizer, iterations, subsampling.
     seed: of the subsample and the initial centroids.
+    mesh: devices that the items are split over; None: one device.  The result
+      is the same up to the order in which floats are summed.
 
   Returns:
     The codebooks and how the fit went.
@@ -74,19 +79,31 @@ def fit_codebooks(
     )
     items.sort()
   mean = embeddings.mean(0, dtype=np.float64).astype(np.float32)
-  residual = jnp.asarray(embeddings[items] - mean, jnp.float32)
+  residual: Any = (embeddings[items] - mean).astype(np.float32)
+  shards = None
+  if mesh is None or mesh.size == 1:
+    residual = jnp.asarray(residual)
+  else:
+    residual, shards = point_shards.split(residual, mesh)
   key = jax.random.key(seed)
   codebooks, labels, levels = [], [], []
   for level in range(config.levels):
     clustering = _fit_level(
-      residual, config=config, key=jax.random.fold_in(key, level)
+      residual,
+      config=config,
+      key=jax.random.fold_in(key, level),
+      shards=shards,
     )
-    chosen = clustering.labels
+    chosen, centroids = clustering.labels, clustering.centroids
     if config.corpus_assignment == 'nearest':
-      chosen = kmeans.nearest(residual, clustering.centroids).labels
-    residual = residual - clustering.centroids[chosen]
-    codebooks.append(np.asarray(clustering.centroids))
-    labels.append(np.asarray(clustering.labels))
+      chosen = kmeans.nearest(residual, centroids, shards=shards).labels
+    residual = kmeans.residuals(residual, centroids, chosen, shards=shards)
+    codebooks.append(np.asarray(centroids))
+    labels.append(
+      np.asarray(clustering.labels)
+      if shards is None
+      else point_shards.fetch(clustering.labels, shards)
+    )
     levels.append(
       {
         'iterations': clustering.iterations,
@@ -100,7 +117,7 @@ def fit_codebooks(
   )
 
 
-def _fit_level(residual, *, config, key) -> kmeans.Clustering:
+def _fit_level(residual, *, config, key, shards) -> kmeans.Clustering:
   if config.quantizer == 'kmeans':
     return kmeans.fit_kmeans(
       residual,
@@ -109,6 +126,7 @@ def _fit_level(residual, *, config, key) -> kmeans.Clustering:
       init=config.init,
       max_iterations=config.max_iterations,
       tolerance=config.tolerance,
+      shards=shards,
     )
   return balanced_kmeans.fit_balanced_kmeans(
     residual,
@@ -118,6 +136,7 @@ def _fit_level(residual, *, config, key) -> kmeans.Clustering:
     init=config.init,
     max_iterations=config.max_iterations,
     tolerance=config.tolerance,
+    shards=shards,
   )
 
 
@@ -126,6 +145,7 @@ def corpus_codes(
   embeddings: Float[np.ndarray, 'I D'],
   *,
   assignment: Literal['nearest', 'balanced'],
+  mesh: jax.sharding.Mesh | None = None,
 ) -> Int[np.ndarray, 'I L']:
   """Returns the codes of the items that the codebooks belong to.
 
@@ -135,13 +155,14 @@ def corpus_codes(
   Args:
     fit: of the same embeddings, with config.corpus_assignment = `assignment`.
     embeddings: [I, D]
+    mesh: devices to encode on; None: one.
 
   Returns:
     codes. int32 [I, L]
 
   Reference: arXiv:2502.18965, eq. 2 (nearest) and Algorithm 1 (balanced).
   """
-  codes = encode(fit.codebooks, embeddings)
+  codes = encode(fit.codebooks, embeddings, mesh=mesh)
   if assignment == 'balanced':
     codes[fit.fitted_items] = fit.fitted_labels
   return codes
@@ -152,6 +173,7 @@ def encode(
   embeddings: Float[np.ndarray, 'I D'],
   *,
   chunk: int | None = None,
+  mesh: jax.sharding.Mesh | None = None,
 ) -> Int[np.ndarray, 'I L']:
   """Encodes any items, also ones that no codebook has seen.
 
@@ -160,7 +182,8 @@ def encode(
   Args:
     codebooks: L levels.
     embeddings: [I, D]
-    chunk: items on the device at a time; memory only. None: by size.
+    chunk: items on a device at a time; memory only. None: by size.
+    mesh: devices to encode on; None: one.
 
   Returns:
     codes. int32 [I, L]
@@ -180,14 +203,24 @@ def encode(
   codes = np.empty((num_items, levels), np.int32)
   if not num_items:
     return codes
-  rows = min(chunk or kmeans.rows_per_chunk(num_items, num_codes), num_items)
-  centroids = jnp.asarray(codebooks.codebooks)
-  mean = jnp.asarray(codebooks.mean)
+  devices = 1 if mesh is None else mesh.size
+  each = -(-num_items // devices)
+  rows = min(chunk or kmeans.rows_per_chunk(each, num_codes), each) * devices
+  mean, centroids = codebooks.mean, codebooks.codebooks
+  if mesh is not None:
+    whole = sharding.replicated(mesh)
+    mean, centroids = (sharding.place(x, whole) for x in (mean, centroids))
   for start in range(0, num_items, rows):
     # The last chunk starts early enough to be whole: one compiled shape.
-    start = min(start, num_items - rows)
-    part = jnp.asarray(embeddings[start : start + rows], jnp.float32)
-    codes[start : start + rows] = _encode_rows(part, mean, centroids)
+    start = max(min(start, num_items - rows), 0)
+    part = embeddings[start : start + rows].astype(np.float32)
+    if mesh is None:
+      codes[start : start + rows] = _encode_rows(part, mean, centroids)
+      continue
+    placed, shards = point_shards.split(part, mesh)
+    codes[start : start + rows] = point_shards.fetch(
+      _encode_rows(placed, mean, centroids), shards
+    )
   return codes
 
 

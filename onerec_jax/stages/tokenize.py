@@ -11,10 +11,12 @@ from typing import Any
 from typing import Literal
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from absl import logging
 
 from onerec_jax import config as config_lib
+from onerec_jax import distributed
 from onerec_jax import sharding
 from onerec_jax import workdir as workdir_lib
 from onerec_jax.data import catalog
@@ -72,12 +74,15 @@ def run(
     )
   categories = catalog.item_categories(workdir.data)
   folder = workdir.stage('tokenize')
+  mesh = sharding.make_mesh(experiment.mesh)
 
   # --- Fit and encode ---
   if config.quantizer == 'rqvae':
-    quantized = _train_rqvae(embeddings, experiment, workdir)
+    quantized = _train_rqvae(embeddings, experiment, workdir, mesh)
   else:
-    quantized = _fit_kmeans(embeddings, config=config, seed=experiment.seed)
+    quantized = _fit_kmeans(
+      embeddings, config=config, seed=experiment.seed, mesh=mesh
+    )
   resolution = collisions.resolve(
     quantized.codes,
     policy=config.collision,
@@ -86,14 +91,17 @@ def run(
     popularity=catalog.train_counts(workdir.data),
   )
   ids = resolution.ids
-  residual_kmeans.write_codebooks(folder / 'codebooks.npz', quantized.codebooks)
-  catalog.write_semantic_ids(
-    folder / 'semantic_ids.parquet',
-    item_ids=catalog.item_ids(workdir.data),
-    codes=ids.codes,
-    rank_in_bucket=ids.rank_in_bucket,
-    codes_per_level=ids.codes_per_level,
-  )
+  if distributed.is_main():
+    residual_kmeans.write_codebooks(
+      folder / 'codebooks.npz', quantized.codebooks
+    )
+    catalog.write_semantic_ids(
+      folder / 'semantic_ids.parquet',
+      item_ids=catalog.item_ids(workdir.data),
+      codes=ids.codes,
+      rank_in_bucket=ids.rank_in_bucket,
+      codes_per_level=ids.codes_per_level,
+    )
 
   # --- Judge ---
   quantizers = {
@@ -105,6 +113,7 @@ def run(
         embeddings,
         config=dataclasses.replace(config, quantizer=other),
         seed=experiment.seed,
+        mesh=mesh,
       )
       quantizers[other] = _describe(fitted, embeddings, categories, config)
   judged = quality.report(
@@ -124,7 +133,8 @@ def run(
     'quality': judged,
     'quantizers': quantizers,
   }
-  workdir_lib.write_json(folder / 'quality.json', result)
+  if distributed.is_main():
+    workdir_lib.write_json(folder / 'quality.json', result)
   for name, entry in quantizers.items():
     logging.info(
       '%s: relative reconstruction error %.4f, utilisation %s, entropy %s'
@@ -146,10 +156,16 @@ def run(
 
 
 def _fit_kmeans(
-  embeddings: np.ndarray, *, config: config_lib.TokenizerConfig, seed: int
+  embeddings: np.ndarray,
+  *,
+  config: config_lib.TokenizerConfig,
+  seed: int,
+  mesh: jax.sharding.Mesh,
 ) -> _Quantized:
   """Returns residual k-means of the item vectors themselves."""
-  fit = residual_kmeans.fit_codebooks(embeddings, config=config, seed=seed)
+  fit = residual_kmeans.fit_codebooks(
+    embeddings, config=config, seed=seed, mesh=mesh
+  )
   # While fitting, balanced clusters are even; the nearest codes need not be.
   levels = [
     {
@@ -160,7 +176,7 @@ def _fit_kmeans(
   ]
   return _Quantized(
     codes=residual_kmeans.corpus_codes(
-      fit, embeddings, assignment=config.corpus_assignment
+      fit, embeddings, assignment=config.corpus_assignment, mesh=mesh
     ),
     codebooks=fit.codebooks,
     points=embeddings,
@@ -173,6 +189,7 @@ def _train_rqvae(
   embeddings: np.ndarray,
   experiment: config_lib.Experiment,
   workdir: workdir_lib.Workdir,
+  mesh: jax.sharding.Mesh,
 ) -> _Quantized:
   """Returns residual codes of a trained encoder's latent vectors."""
   config = experiment.tokenizer
@@ -186,12 +203,12 @@ def _train_rqvae(
     embeddings,
     config=config,
     seed=experiment.seed,
-    mesh=sharding.make_mesh(experiment.mesh),
+    mesh=mesh,
     folder=workdir.stage('tokenize') / 'rqvae',
   )
   latents = trained.encode(embeddings)
   return _Quantized(
-    codes=residual_kmeans.encode(trained.codebooks, latents),
+    codes=residual_kmeans.encode(trained.codebooks, latents, mesh=mesh),
     codebooks=trained.codebooks,
     points=latents,
     reconstruct=trained.reconstruct,

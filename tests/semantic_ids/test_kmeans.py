@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from onerec_jax.semantic_ids import kmeans
+from onerec_jax.semantic_ids import seeding
 
 
 def _points(num_points=300, dim=5, seed=0):
@@ -93,7 +94,7 @@ def test_inertia_never_rises_and_every_code_is_used(init):
 @pytest.mark.parametrize('init', ['random', 'kmeans++'])
 def test_initial_centroids_are_distinct_points(init):
   points = _points(50)
-  chosen = kmeans.initial_centroids(
+  chosen = seeding.initial_centroids(
     jnp.asarray(points), num_clusters=50, method=init, key=jax.random.key(3)
   )
   # All 50 of 50 distinct points: the same set.
@@ -107,7 +108,7 @@ def test_plus_plus_finds_separated_groups():
   # about (0.01 / 1000)^2, so all five are found.
   groups = np.repeat(np.arange(5), 20)
   points = 1000.0 * groups[:, None] + 0.01 * _points(100, 1)
-  chosen = kmeans.initial_centroids(
+  chosen = seeding.initial_centroids(
     jnp.asarray(points, jnp.float32),
     num_clusters=5,
     method='kmeans++',
@@ -120,7 +121,7 @@ def test_plus_plus_finds_separated_groups():
 
 def test_empty_clusters_move_to_the_farthest_points():
   points = jnp.array([[0.0], [1.0], [50.0], [9.0]])
-  moved = kmeans.reseed_empty(
+  moved = seeding.reseed_empty(
     points,
     centroids=jnp.array([[0.0], [100.0], [200.0]]),
     labels=jnp.zeros(4, jnp.int32),

@@ -1,15 +1,19 @@
 """Stage `tokenize`: files, report, and the quality gate."""
 
 import dataclasses
+import functools
 import json
 
+import jax
 import numpy as np
 import polars as pl
 import pytest
 
 from onerec_jax import config as config_lib
+from onerec_jax import sharding
 from onerec_jax import workdir as workdir_lib
 from onerec_jax.data import catalog
+from onerec_jax.semantic_ids import point_shards
 from onerec_jax.semantic_ids import residual_kmeans
 from onerec_jax.stages import tokenize
 
@@ -82,6 +86,29 @@ def test_files_and_result_agree(tmp_path):
   assert agreement > 0.9 > result['quality']['category_agreement_of_all_pairs']
   assert json.loads((workdir.tokenizer / 'quality.json').read_text()) == result
   assert tokenize.run(_EXPERIMENT, workdir)['digest'] == result['digest']
+
+
+def test_ids_are_fitted_on_all_devices_and_equal_those_of_one(
+  tmp_path, monkeypatch
+):
+  split, meshes = point_shards.split, []
+
+  def spy(points, mesh):
+    meshes.append(mesh.size)
+    return split(points, mesh)
+
+  monkeypatch.setattr(point_shards, 'split', spy)
+  whole = tokenize.run(_EXPERIMENT, _workdir(tmp_path / 'all'))
+  assert meshes
+  assert set(meshes) == {8}
+  monkeypatch.setattr(
+    sharding,
+    'make_mesh',
+    functools.partial(sharding.make_mesh, devices=jax.devices()[:1]),
+  )
+  alone = tokenize.run(_EXPERIMENT, _workdir(tmp_path / 'one'))
+  assert alone['digest'] == whole['digest']
+  assert alone['quality']['ids'] == whole['quality']['ids']
 
 
 def test_append_makes_every_id_unique(tmp_path):
