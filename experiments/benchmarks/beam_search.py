@@ -9,26 +9,22 @@ take turns.  Needs torch and transformers.  Writes results/beam_search.json.
 """
 
 import argparse
-import datetime
-import importlib.metadata
 import json
 import multiprocessing
 import os
-import pathlib
-import platform
 import resource
-import statistics
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from experiments.benchmarks import harness
+
 _LEVELS, _CODES = 3, 256
 _HISTORY_TOKENS = 80
 _SPECIALS = 3
-_RESULT = pathlib.Path(__file__).parent / 'results' / 'beam_search.json'
+_RESULT = harness.RESULTS / 'beam_search.json'
 
 
 def catalogue(num_items: int) -> np.ndarray:
@@ -122,9 +118,14 @@ def prepare_ours(
 
 
 def prepare_torch(
-  batch_size: int, num_beams: int, num_items: int, constrain: bool
+  batch_size: int,
+  num_beams: int,
+  num_items: int,
+  constrain: bool,
+  *,
+  place: str = 'cpu',
 ) -> Callable[[], np.ndarray]:
-  """Returns a function from nothing to codes [B, W, 3]."""
+  """Returns a function from nothing to codes [B, W, 3], run on `place`."""
   import torch  # pyright: ignore[reportMissingImports] # peer, not a dependency
   import transformers  # pyright: ignore[reportMissingImports] # peer
 
@@ -142,10 +143,12 @@ def prepare_torch(
     pad_token_id=0,
     eos_token_id=None,  # every answer has exactly three codes
   )
-  model = transformers.T5ForConditionalGeneration(config).eval()
+  # On a GPU as JAX multiplies float32 there.
+  torch.set_float32_matmul_precision('highest' if place == 'cpu' else 'high')
+  model = transformers.T5ForConditionalGeneration(config).eval().to(place)
   tokens, mask = histories(batch_size)
-  inputs = torch.from_numpy(np.where(mask, tokens, 0)).long()
-  attention = torch.from_numpy(mask).long()
+  inputs = torch.from_numpy(np.where(mask, tokens, 0)).long().to(place)
+  attention = torch.from_numpy(mask).long().to(place)
   offsets = _SPECIALS + np.arange(_LEVELS) * _CODES
   # The usual trie of the peers: a dictionary from prefix to allowed tokens.
   allowed: dict[tuple[int, ...], set[int]] = {}
@@ -174,10 +177,35 @@ def prepare_torch(
         length_penalty=0.0,
         prefix_allowed_tokens_fn=trie_tokens if constrain else free_tokens,
       )
-    codes = out[:, 1 : 1 + _LEVELS].numpy() - offsets
+    codes = out[:, 1 : 1 + _LEVELS].cpu().numpy() - offsets
     return codes.reshape(batch_size, num_beams, _LEVELS)
 
   return run
+
+
+def check_answer(
+  name: str,
+  codes: np.ndarray,
+  *,
+  num_beams: int,
+  num_items: int,
+  constrain: bool = True,
+) -> float:
+  """Returns the share of the codes that are legal.
+
+  Raises:
+    ValueError: an ID comes twice, or (constrained) one is not legal.
+  """
+  place = [_CODES**2, _CODES, 1]
+  answers = codes.astype(np.int64) @ place
+  distinct = min(len(np.unique(row)) for row in answers)
+  legal = float(np.isin(answers, catalogue(num_items) @ place).mean())
+  if distinct != num_beams or (constrain and legal != 1.0):
+    raise ValueError(
+      f'{name} returned {distinct} distinct IDs of {num_beams}, {legal:.1%}'
+      ' of them legal.'
+    )
+  return legal
 
 
 # name: (framework, items in the trie, constrained)
@@ -188,6 +216,8 @@ _CONTENDERS: dict[str, tuple[str, int, bool]] = {
   'ours_trie_1e4': ('ours', 10_000, True),
   'ours_trie_1e5': ('ours', 100_000, True),
   'ours_trie_1e6': ('ours', 1_000_000, True),
+  # 6 in 10 of all codes there are.
+  'ours_trie_1e7': ('ours', 10_000_000, True),
 }
 
 
@@ -204,15 +234,13 @@ def _serve(
     runs[name] = prepare(batch_size, num_beams, num_items, constrain)
     codes = runs[name]()
     first = time.perf_counter() - start
-    ids = np.unique(catalogue(num_items) @ [_CODES**2, _CODES, 1])
-    answers = codes.astype(np.int64) @ [_CODES**2, _CODES, 1]
-    distinct = min(len(np.unique(row)) for row in answers)
-    legal = float(np.isin(answers, ids).mean())
-    if distinct != num_beams or (constrain and legal != 1.0):
-      raise ValueError(
-        f'{name} returned {distinct} distinct IDs of {num_beams}, {legal:.1%}'
-        ' of them legal.'
-      )
+    legal = check_answer(
+      name,
+      codes,
+      num_beams=num_beams,
+      num_items=num_items,
+      constrain=constrain,
+    )
     about[name] = {
       'items': num_items,
       'constrained': constrain,
@@ -265,33 +293,10 @@ def measure(
     here.send('')
     child.join()
   for name in names:
-    wall, cpu = (list(column) for column in zip(*times[name], strict=True))
-    results[name] |= {
-      'wall_seconds_median': statistics.median(wall),
-      'wall_seconds': wall,
-      'cpu_seconds_median': statistics.median(cpu),
-      'cpu_seconds': cpu,
-      'users_per_second': batch_size / statistics.median(wall),
-    }
+    results[name] |= harness.seconds(times[name])
+    spent = results[name]['wall_seconds_median']
+    results[name]['users_per_second'] = batch_size / spent
   return results
-
-
-def ratio(
-  results: dict[str, dict[str, Any]], slow: str, fast: str
-) -> dict[str, float]:
-  """Returns time of `slow` over time of `fast`, compared round by round."""
-  entry = {}
-  for clock in ('wall', 'cpu'):
-    pairs = zip(
-      results[slow][f'{clock}_seconds'],
-      results[fast][f'{clock}_seconds'],
-      strict=True,
-    )
-    each = [s / f for s, f in pairs]
-    entry[f'{clock}_ratio_median'] = statistics.median(each)
-    entry[f'{clock}_ratio_min'] = min(each)
-    entry[f'{clock}_ratio_max'] = max(each)
-  return entry
 
 
 def main() -> None:
@@ -313,7 +318,7 @@ def main() -> None:
     warmup=args.warmup,
   )
   ratios = {
-    f'{slow} / {fast}': ratio(results, slow, fast)
+    f'{slow} / {fast}': harness.ratio(results[slow], results[fast])
     for slow, fast in (
       ('torch_trie', 'ours_trie'),
       *((n, 'ours_free') for n in names if n.startswith('ours_trie')),
@@ -323,24 +328,17 @@ def main() -> None:
   packages = ['jax', 'flax', 'numpy']
   if any(_CONTENDERS[n][0] == 'torch' for n in names):
     packages += ['torch', 'transformers']
-  report = {
-    'command': 'python -m experiments.benchmarks.beam_search '
-    + ' '.join(sys.argv[1:]),
-    'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
-    'batch_size': args.batch_size,
-    'num_beams': args.num_beams,
-    'cores': os.cpu_count(),
-    'processor': platform.processor() or platform.machine(),
-    'load_average_before': load,
-    'versions': {'python': platform.python_version()}
-    | {name: importlib.metadata.version(name) for name in packages},
-    'results': results,
-    'ratios': ratios,
-  }
+  result = harness.report(
+    'beam_search',
+    packages,
+    batch_size=args.batch_size,
+    num_beams=args.num_beams,
+    load_average_before=load,
+    results=results,
+    ratios=ratios,
+  )
   print(json.dumps(ratios, indent=1))
-  path = pathlib.Path(args.output)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(json.dumps(report, indent=1) + '\n')
+  harness.write(args.output, result)
 
 
 if __name__ == '__main__':

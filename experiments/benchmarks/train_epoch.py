@@ -11,32 +11,28 @@ results/train_epoch.json.
 
 import argparse
 import collections
-import datetime
-import importlib.metadata
 import json
-import os
 import pathlib
-import platform
 import statistics
 
+from experiments.benchmarks import harness
 from experiments.benchmarks import train_step
 from onerec_jax.data import batch_plan
 from onerec_jax.data import examples
 
-_RESULT = pathlib.Path(__file__).parent / 'results' / 'train_epoch.json'
-_BUCKETS = (5, 10, 20)
+_RESULT = harness.RESULTS / 'train_epoch.json'
 
 
 def batches_per_length(
-  workdir: pathlib.Path, batch_size: int
+  workdir: pathlib.Path, batch_size: int, buckets: tuple[int, ...]
 ) -> dict[int, int]:
   """Returns how many batches of an epoch are padded to each length."""
   plan = batch_plan.BatchPlan(
     examples.read_index(workdir / 'data' / 'examples' / 'train.arrayrecord'),
     batch_size=batch_size,
-    history_length=_BUCKETS[-1],
+    history_length=buckets[-1],
     stride=1,
-    length_buckets=_BUCKETS,
+    length_buckets=buckets,
     seed=0,
   )
   lengths = (
@@ -50,10 +46,16 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--workdir', type=pathlib.Path, required=True)
   parser.add_argument('--batch_size', type=int, default=256)
+  parser.add_argument(
+    '--buckets',
+    default='4,7,10,14,20',
+    help='lengths, items; the last is that of the peer',
+  )
   parser.add_argument('--rounds', type=int, default=5)
   parser.add_argument('--threads', type=int, choices=(1,))
   arguments = parser.parse_args()
-  counts = batches_per_length(arguments.workdir, arguments.batch_size)
+  buckets = tuple(int(b) for b in arguments.buckets.split(','))
+  counts = batches_per_length(arguments.workdir, arguments.batch_size, buckets)
   ours = {length: f'ours_{length}' for length in counts}
   results = train_step.measure(
     ['torch', *ours.values()],
@@ -73,23 +75,14 @@ def main() -> None:
     ratio[f'{clock}_ratio_median'] = statistics.median(each)
     ratio[f'{clock}_ratio_min'] = min(each)
     ratio[f'{clock}_ratio_max'] = max(each)
-  report = {
-    'command': f'python -m experiments.benchmarks.train_epoch --rounds='
-    f'{arguments.rounds} --batch_size={arguments.batch_size}'
-    + (' --threads=1' if arguments.threads else ''),
-    'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
-    'batches_per_length': counts,
-    'cores': os.cpu_count(),
-    'load_average': os.getloadavg(),
-    'versions': {'python': platform.python_version()}
-    | {
-      name: importlib.metadata.version(name)
-      for name in ('jax', 'flax', 'optax', 'torch', 'transformers')
-    },
-    'results': results,
-    'speed_over_torch': ratio,
-  }
-  _RESULT.write_text(json.dumps(report, indent=1) + '\n')
+  result = harness.report(
+    'train_epoch',
+    train_step.PACKAGES,
+    batches_per_length=counts,
+    results=results,
+    speed_over_torch=ratio,
+  )
+  harness.write(_RESULT, result)
   print(json.dumps(ratio, indent=1))
 
 

@@ -8,25 +8,22 @@ models have equal parameter counts.  Writes results/train_step.json.
 """
 
 import argparse
-import datetime
-import importlib.metadata
 import json
 import multiprocessing
 import os
-import pathlib
-import platform
-import statistics
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from experiments.benchmarks import harness
+
 # TIGER (arXiv:2305.05065): 20 items x 4 codes and a user token in, BOS and 4
 # codes out.
 _ITEMS, _LEVELS, _CODES, _USERS = 20, 4, 256, 2000
-_RESULT = pathlib.Path(__file__).parent / 'results' / 'train_step.json'
+_RESULT = harness.RESULTS / 'train_step.json'
+PACKAGES = ('jax', 'flax', 'optax', 'torch', 'transformers')
 
 
 def make_batch(batch_size: int, items: int = _ITEMS) -> dict[str, np.ndarray]:
@@ -149,9 +146,15 @@ def prepare_ours(
 
 
 def prepare_torch(
-  batch_size: int,
+  batch_size: int, *, place: str = 'cpu', compiled: bool = False
 ) -> tuple[Callable[[], float], dict[str, Any]]:
-  """Returns a function that does one step of HuggingFace T5."""
+  """Returns a function that does one step of HuggingFace T5, and what it is.
+
+  Args:
+    batch_size: of the step.
+    place: 'cpu' or 'cuda'.
+    compiled: by torch.compile, which takes a minute at the first step.
+  """
   import torch  # pyright: ignore[reportMissingImports] # an optional peer
   import transformers  # pyright: ignore[reportMissingImports] # an optional peer
 
@@ -170,7 +173,9 @@ def prepare_torch(
     pad_token_id=0,
     eos_token_id=2,
   )
-  model = transformers.T5ForConditionalGeneration(config).train()
+  # On a GPU as JAX multiplies float32 there.
+  torch.set_float32_matmul_precision('highest' if place == 'cpu' else 'high')
+  model = transformers.T5ForConditionalGeneration(config).train().to(place)
   optimizer = torch.optim.Adam(model.parameters(), lr=2e-4, fused=True)
   batch = make_batch(batch_size)
   offsets = 3 + np.arange(_LEVELS) * _CODES
@@ -193,10 +198,12 @@ def prepare_torch(
     attention_mask=torch.from_numpy(mask).long(),
     labels=torch.from_numpy(labels).long(),
   )
+  inputs = {name: value.to(place) for name, value in inputs.items()}
+  forward = torch.compile(model) if compiled else model
 
   def run() -> float:
     optimizer.zero_grad(set_to_none=True)
-    loss = model(**inputs).loss
+    loss = forward(**inputs).loss
     loss.backward()
     optimizer.step()
     return float(loss.detach())
@@ -215,10 +222,10 @@ def _serve(
   if threads == 1:
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     os.environ['OMP_NUM_THREADS'] = '1'
-  if name == 'torch':
-    run, about = prepare_torch(batch_size)
+  if name in ('torch', 'torch_compiled'):
+    run, about = prepare_torch(batch_size, compiled=name == 'torch_compiled')
   else:
-    run, about = prepare_ours(batch_size, **_VARIANTS[name])
+    run, about = prepare_ours(batch_size, **_variant(name))
   connection.send(about)
   while connection.recv():
     connection.send(_timer(run))
@@ -228,12 +235,21 @@ _VARIANTS: dict[str, dict[str, Any]] = {
   'ours': {},
   'ours_projected': {'cross_attention': 'projected'},
   'ours_scanned': {'scan_layers': True},
-  # Padded to fewer items, as the length buckets of train_epoch.py.
-  'ours_5': {'items': 5},
-  'ours_10': {'items': 10},
-  'ours_20': {},
   'ours_no_dropout': {'dropout_rate': 0.0, 'attention_dropout_rate': 0.0},
 }
+
+
+def _variant(name: str) -> dict[str, Any]:
+  """Returns what `name` changes; 'ours_12' pads histories to 12 items."""
+  if name in _VARIANTS:
+    return _VARIANTS[name]
+  items = name.removeprefix('ours_')
+  if not items.isdigit():
+    raise ValueError(
+      f'No contender is named {name!r}: there are torch, torch_compiled,'
+      f' {", ".join(_VARIANTS)} and ours_N, padded to N items.'
+    )
+  return {'items': int(items)}
 
 
 def measure(
@@ -271,16 +287,11 @@ def measure(
     child.join()
 
   def summary(name: str) -> dict[str, Any]:
-    wall, cpu, loss = (
-      list(column) for column in zip(*times[name], strict=True)
-    )
+    spent = harness.seconds([(wall, cpu) for wall, cpu, _ in times[name]])
     return children[name][2] | {
-      'wall_seconds_median': statistics.median(wall),
-      'wall_seconds': wall,
-      'cpu_seconds_median': statistics.median(cpu),
-      'cpu_seconds': cpu,
-      'samples_per_second': batch_size / statistics.median(wall),
-      'last_loss': loss[-1],
+      **spent,
+      'samples_per_second': batch_size / spent['wall_seconds_median'],
+      'last_loss': times[name][-1][2],
     }
 
   return {name: summary(name) for name in names}
@@ -288,25 +299,11 @@ def measure(
 
 def ratios(results: dict[str, Any], peer: str) -> dict[str, Any]:
   """Returns the speed of every contender over the peer's, round by round."""
-  out = {}
-  for name, result in results.items():
-    if name == peer:
-      continue
-    entry = {}
-    for clock in ('wall', 'cpu'):
-      each = [
-        p / o
-        for p, o in zip(
-          results[peer][f'{clock}_seconds'],
-          result[f'{clock}_seconds'],
-          strict=True,
-        )
-      ]
-      entry[f'{clock}_ratio_median'] = statistics.median(each)
-      entry[f'{clock}_ratio_min'] = min(each)
-      entry[f'{clock}_ratio_max'] = max(each)
-    out[name] = entry
-  return out
+  return {
+    name: harness.ratio(results[peer], result)
+    for name, result in results.items()
+    if name != peer
+  }
 
 
 def main() -> None:
@@ -321,7 +318,7 @@ def main() -> None:
     help='1: each step on one core; torch spins while it waits for a busy core,'
     ' so that only this compares fairly on a shared machine. Default: all.',
   )
-  parser.add_argument('--contenders', default='torch,ours,ours_projected')
+  parser.add_argument('--contenders', default='torch,torch_compiled,ours')
   parser.add_argument('--output', default=str(_RESULT))
   args = parser.parse_args()
   names = args.contenders.split(',')
@@ -335,27 +332,18 @@ def main() -> None:
   counts = {results[name]['parameters'] for name in names}
   if len(counts) > 1:
     raise ValueError(f'The models differ in size: {counts} parameters.')
-  report = {
-    'command': 'python -m experiments.benchmarks.train_step '
-    + ' '.join(sys.argv[1:]),
-    'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
-    'batch_size': args.batch_size,
-    'threads': args.threads or os.cpu_count(),
-    'cores': os.cpu_count(),
-    'processor': platform.machine(),
-    'load_average': os.getloadavg(),
-    'versions': {'python': platform.python_version()}
-    | {
-      name: importlib.metadata.version(name)
-      for name in ('jax', 'flax', 'optax', 'torch', 'transformers')
-    },
-    'results': results,
-    'speed_over_torch': ratios(results, 'torch') if 'torch' in names else {},
-  }
-  print(json.dumps(report['speed_over_torch'], indent=1))
-  path = pathlib.Path(args.output)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(json.dumps(report, indent=1) + '\n')
+  peers = [name for name in names if name.startswith('torch')]
+  result = harness.report(
+    'train_step',
+    PACKAGES,
+    batch_size=args.batch_size,
+    threads=args.threads or os.cpu_count(),
+    results=results,
+    **{f'speed_over_{peer}': ratios(results, peer) for peer in peers},
+  )
+  for peer in peers:
+    print(json.dumps(result[f'speed_over_{peer}'], indent=1))
+  harness.write(args.output, result)
 
 
 if __name__ == '__main__':
