@@ -5,25 +5,38 @@ does not divide, and a large array left whole on every device all raise.
 """
 
 import math
+from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
+from typing import Literal
 from typing import Protocol
 from typing import runtime_checkable
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AbstractMesh
 from jax.sharding import AxisType
 from jax.sharding import Mesh
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
 
+# No tensor axis: it pays where mlp_dim / axis exceeds the tokens that hide a
+# collective (about 5,100 on v6e), so never for embed_dim <= 2048.
 AXES = ('data', 'fsdp', 'expert')
+
+# preset='by_size': most devices that one copy of the weights is split over.
+# 64 leave 0.7 GB of a 2.6 B model's f32 state on each (16 B per parameter);
+# beyond, all-gathers get longer rings for memory that is no longer scarce.
+MAX_SHARDS = 64
 
 # Logical axis -> mesh axes; () keeps the axis whole.  The batch runs over all
 # three, so that dense layers are data parallel everywhere; dense weights are
 # split over fsdp and expert alike, or else they would be whole on each
-# expert shard.
+# expert shard.  Experts stay where they are and tokens move: their weights are
+# never gathered, which would move some 75 times the bytes of the decoder's
+# tokens (64 rows a device, 24 experts).
 RULES: Mapping[str, tuple[str, ...]] = {
   'batch': ('data', 'fsdp', 'expert'),
   'length': (),
@@ -38,8 +51,13 @@ RULES: Mapping[str, tuple[str, ...]] = {
   'codes': (),
   'buckets': (),
 }
-# An array with an 'expert' axis has spent the mesh axis of that name.
-_BESIDE_EXPERT: Mapping[str, tuple[str, ...]] = {'embed': ('fsdp',)}
+# An array with an 'expert' axis has spent that mesh axis; its moments take fsdp
+# (`moment_sharding`).  On a mesh of expert = 1 it is split as any dense weight.
+_BESIDE_EXPERT: Mapping[str, tuple[str, ...]] = {'embed': ()}
+_WITHOUT_EXPERT_AXIS: Mapping[str, tuple[str, ...]] = {
+  'expert': (),
+  'embed': ('fsdp',),
+}
 # Activations: 'embed' is whole where 'batch' took every mesh axis.
 _BESIDE_BATCH: Mapping[str, tuple[str, ...]] = {'embed': (), 'expert': ()}
 
@@ -49,8 +67,8 @@ MAX_WHOLE_BYTES = 1 << 20
 
 
 @runtime_checkable
-class MeshSizes(Protocol):
-  """Devices per mesh axis, as config.MeshConfig has them."""
+class MeshSettings(Protocol):
+  """What config.MeshConfig has; explained there."""
 
   @property
   def data(self) -> int: ...
@@ -58,22 +76,43 @@ class MeshSizes(Protocol):
   def fsdp(self) -> int: ...
   @property
   def expert(self) -> int: ...
+  @property
+  def slices(self) -> int: ...
+  @property
+  def preset(self) -> Literal['explicit', 'by_size']: ...
 
 
-def make_mesh(
-  mesh_config: MeshSizes, devices: Sequence[Any] | None = None
-) -> Mesh:
-  """Returns the (data, fsdp, expert) mesh over all devices.
+def sizes_of(settings: MeshSettings, num_devices: int) -> tuple[int, int, int]:
+  """Returns the sizes of the (data, fsdp, expert) axes.
+
+  explicit: the settings, with -1 replaced by what is left.  by_size:
+
+    expert = gcd(settings.expert, devices of a slice)
+    fsdp = s / expert,  s the largest divisor of the devices of a slice that
+      expert divides and that is at most MAX_SHARDS
+    data = the rest, slices included
+
+  so with expert=8: 4 devices (1, 1, 4); 8 (1, 1, 8); 16 (1, 2, 8); 64
+  (1, 8, 8); 256 (4, 8, 8); 2 slices of 64 (2, 8, 8).  A larger expert axis
+  costs dense layers nothing, as they are split over fsdp * expert.
 
   Args:
-    mesh_config: sizes; one may be -1 and takes the devices that are left.
-    devices: devices to use; None: all of all processes.
+    settings: of the mesh.
+    num_devices: all devices of the job.
 
   Raises:
-    ValueError: the sizes do not multiply to the number of devices.
+    ValueError: the sizes do not multiply to the number of devices, or a slice
+      would hold a part of a copy of the weights.
   """
-  devices = list(jax.devices() if devices is None else devices)
-  sizes = [mesh_config.data, mesh_config.fsdp, mesh_config.expert]
+  slices = settings.slices
+  if slices < 1 or num_devices % slices:
+    raise ValueError(
+      f'mesh.slices={slices} does not divide {num_devices} devices: set'
+      ' mesh.slices to the number of slices of the job.'
+    )
+  if settings.preset == 'by_size':
+    return _sizes_by_size(settings.expert, num_devices, slices)
+  sizes = [settings.data, settings.fsdp, settings.expert]
   if sizes.count(-1) > 1 or any(s == 0 or s < -1 for s in sizes):
     raise ValueError(
       f'mesh (data, fsdp, expert)={tuple(sizes)}: sizes are positive, and at'
@@ -81,33 +120,117 @@ def make_mesh(
     )
   known = math.prod(s for s in sizes if s != -1)
   free = [i for i, s in enumerate(sizes) if s == -1]
-  if free and len(devices) % known == 0:
-    sizes[free[0]] = len(devices) // known
-  if math.prod(sizes) != len(devices):
+  if free and num_devices % known == 0:
+    sizes[free[0]] = num_devices // known
+  if math.prod(sizes) != num_devices:
     text = ' * '.join(f'{a}={s}' for a, s in zip(AXES, sizes, strict=True))
-    others = mesh_config.fsdp * mesh_config.expert
+    others = settings.fsdp * settings.expert
     if free:
       fix = (
-        f'{known} must divide {len(devices)}; change'
+        f'{known} must divide {num_devices}; change'
         f' mesh.{" or mesh.".join(a for a in AXES if a != AXES[free[0]])}.'
       )
-    elif len(devices) % others == 0:
-      fix = f'set mesh.data=-1 (or {len(devices) // others}).'
+    elif num_devices % others == 0:
+      fix = f'set mesh.data=-1 (or {num_devices // others}).'
     else:
       fix = 'set mesh.data=-1, mesh.fsdp=1 and mesh.expert=1.'
+    raise ValueError(f'mesh {text} does not cover {num_devices} devices: {fix}')
+  data, fsdp, expert = sizes
+  if data % slices:
     raise ValueError(
-      f'mesh {text} does not cover {len(devices)} devices: {fix}'
+      f'mesh.data={data} is not divisible by mesh.slices={slices}: only data'
+      f' crosses slices. Set mesh.fsdp={fsdp} and mesh.expert={expert} so that'
+      f' their product divides the {num_devices // slices} devices of a slice.'
     )
-  return jax.make_mesh(
-    tuple(sizes), AXES, devices=devices, axis_types=(AxisType.Auto,) * 3
+  return data, fsdp, expert
+
+
+def _sizes_by_size(
+  expert: int, num_devices: int, slices: int
+) -> tuple[int, int, int]:
+  in_slice = num_devices // slices
+  expert = math.gcd(expert, in_slice)
+  shards = max(
+    s
+    for s in range(expert, in_slice + 1, expert)
+    if in_slice % s == 0 and s <= max(expert, MAX_SHARDS)
   )
+  return num_devices // shards, shards // expert, expert
 
 
-def spec(names: Sequence[str | None]) -> PartitionSpec:
+def make_mesh(
+  settings: MeshSettings,
+  devices: Sequence[Any] | None = None,
+  *,
+  slice_of: Callable[[Any], int] | None = None,
+) -> Mesh:
+  """Returns the (data, fsdp, expert) mesh over all devices.
+
+  Neighbours along expert, then fsdp, are near each other in the slice; slices
+  lie one after the other along data, so that the slow network between them
+  carries the gradients once per step and nothing else.
+
+  Args:
+    settings: sizes or preset, and slices.
+    devices: devices to use; None: all of all processes.
+    slice_of: slice of a device; None: what the device says, and where it says
+      nothing (CPU), its process if settings.slices > 1.
+
+  Raises:
+    ValueError: see `sizes_of`; or the devices lie in other slices.
+  """
+  devices = list(jax.devices() if devices is None else devices)
+  data, fsdp, expert = sizes_of(settings, len(devices))
+  groups: dict[int, list[Any]] = {}
+  for device in devices:
+    index = (slice_of or _slice_of)(device)
+    if index is None:
+      index = device.process_index if settings.slices > 1 else 0
+    groups.setdefault(index, []).append(device)
+  lengths = sorted({len(group) for group in groups.values()})
+  if len(groups) != settings.slices or len(lengths) > 1:
+    raise ValueError(
+      f'mesh.slices={settings.slices}, but the {len(devices)} devices lie in'
+      f' {len(groups)} slices of {" or ".join(map(str, lengths))}: set'
+      f' mesh.slices={len(groups)}, with slices of one size.'
+    )
+  # jax.make_mesh is not enough: it takes one slice, and but for v5e it gives
+  # up where a logical axis is not a product of whole physical ones, as
+  # expert = 8 on 4 x 4 chips.
+  parts = [
+    mesh_utils.create_device_mesh(
+      (data // settings.slices, fsdp, expert),
+      groups[index],
+      allow_split_physical_axes=True,
+    )
+    for index in sorted(groups)
+  ]
+  return Mesh(np.concatenate(parts), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def _slice_of(device: Any) -> int | None:
+  return getattr(device, 'slice_index', None)
+
+
+def check_axes(mesh: Mesh | AbstractMesh) -> None:
+  """Raises ValueError unless the mesh has all axes that the rules name."""
+  missing = [axis for axis in AXES if axis not in mesh.axis_names]
+  if missing:
+    raise ValueError(
+      f'The mesh has the axes {tuple(mesh.axis_names)} and lacks {missing}:'
+      ' make it by sharding.make_mesh, where an axis may have size 1.'
+    )
+
+
+def spec(
+  names: Sequence[str | None], *, expert_axis: bool = True
+) -> PartitionSpec:
   """Returns the mesh axes of an array whose axes carry logical `names`.
 
   Args:
     names: one logical axis per array axis; None keeps the axis whole.
+    expert_axis: False: of a mesh with expert = 1, where weights of experts are
+      split over fsdp and gathered layer by layer.
 
   Raises:
     ValueError: a name is not in `RULES`, or two names need one mesh axis.
@@ -121,7 +244,7 @@ def spec(names: Sequence[str | None]) -> PartitionSpec:
       )
   rules = dict(RULES)
   if 'expert' in names:
-    rules.update(_BESIDE_EXPERT)
+    rules.update(_BESIDE_EXPERT if expert_axis else _WITHOUT_EXPERT_AXIS)
   if 'batch' in names:
     rules.update(_BESIDE_BATCH)
   owner: dict[str, str] = {}
@@ -140,8 +263,11 @@ def spec(names: Sequence[str | None]) -> PartitionSpec:
   return PartitionSpec(*entries)
 
 
-def named_sharding(mesh: Mesh, names: Sequence[str | None]) -> NamedSharding:
+def named_sharding(
+  mesh: Mesh | AbstractMesh, names: Sequence[str | None]
+) -> NamedSharding:
   """Returns `spec(names)` on `mesh`."""
+  check_axes(mesh)
   return NamedSharding(mesh, spec(names))
 
 
@@ -151,7 +277,13 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """Returns the sharding of an array that is whole on every device."""
+  """Returns the sharding of an array that is whole on every device.
+
+  On purpose whole: scalars and router biases; and per item, what every device
+  looks up at random: codes (4 B per level), item features (4 B per value) and,
+  to decode, the trie (at most 11 B).  For 3 levels and 8 values that is 0.55 GB
+  for 1e7 items and 5.5 GB for 1e8: a third of a v5e chip, 6 % of a v5p.
+  """
   return NamedSharding(mesh, PartitionSpec())
 
 
@@ -163,6 +295,7 @@ def check_batch_size(mesh: Mesh, batch_size: int, setting: str) -> None:
     batch_size: global batch size.
     setting: the config path to name in the error, e.g. 'pretrain.batch_size'.
   """
+  check_axes(mesh)
   shards = mesh.size
   if batch_size % shards:
     down = max(batch_size // shards, 1) * shards
@@ -181,7 +314,7 @@ def is_axis_names(value: Any) -> bool:
 
 
 def parameter_sharding(
-  mesh: Mesh,
+  mesh: Mesh | AbstractMesh,
   names: Sequence[str | None],
   shape: Sequence[int],
   *,
@@ -210,7 +343,8 @@ def parameter_sharding(
       f'{path}: {len(names)} logical axes {tuple(names)} for shape'
       f' {tuple(shape)}; name every axis.'
     )
-  entries: list[Any] = list(spec(names))
+  check_axes(mesh)
+  entries: list[Any] = list(spec(names, expert_axis=mesh.shape['expert'] > 1))
   if sum(name != 'layers' for name in names) < 2:
     entries = [None] * len(entries)
   for i, (entry, size) in enumerate(zip(entries, shape, strict=True)):
@@ -235,7 +369,33 @@ def parameter_sharding(
   return NamedSharding(mesh, PartitionSpec(*entries))
 
 
-def parameter_shardings(mesh: Mesh, names: Any, abstract: Any) -> Any:
+def moment_sharding(
+  parameter: NamedSharding, shape: Sequence[int]
+) -> NamedSharding:
+  """Returns the sharding of a parameter's moments in the optimizer (ZeRO-1).
+
+  That of the parameter; but where experts are split over expert alone, moments
+  are split over fsdp too, along the first later axis that fsdp divides.  Only
+  the update is gathered, once a step and outside the layers.
+
+  Args:
+    parameter: of `parameter_sharding`.
+    shape: shape of the parameter.
+  """
+  fsdp = parameter.mesh.shape.get('fsdp', 1)
+  entries = list(parameter.spec)
+  if fsdp == 1 or 'expert' not in entries:
+    return parameter
+  for i in range(entries.index('expert') + 1, len(shape)):
+    if entries[i] is None and shape[i] % fsdp == 0:
+      entries[i] = 'fsdp'
+      break
+  return NamedSharding(parameter.mesh, PartitionSpec(*entries))
+
+
+def parameter_shardings(
+  mesh: Mesh | AbstractMesh, names: Any, abstract: Any
+) -> Any:
   """Returns a sharding per parameter.
 
   Args:

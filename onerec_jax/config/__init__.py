@@ -9,8 +9,6 @@ Imports no JAX, so that a recipe loads at once.
 from collections.abc import Mapping
 from typing import Any
 
-import ml_collections
-
 from onerec_jax import config_tree
 from onerec_jax.config.alignment import (
   IndustrialRewardConfig as IndustrialRewardConfig,
@@ -73,19 +71,17 @@ def default_config() -> Any:  # a ConfigDict, whose attributes are dynamic
   return config_tree.to_config_dict(Experiment())
 
 
-def from_config_dict(
-  config: ml_collections.ConfigDict | Mapping[str, Any],
-) -> Experiment:
+def from_config_dict(config: Any) -> Experiment:
   """Returns the validated experiment that `config` describes.
 
   Args:
-    config: nested mapping with (some of) the fields of `Experiment`; absent
-      fields take their defaults.
+    config: ConfigDict or nested mapping with (some of) the fields of
+      `Experiment`; absent fields take their defaults.
 
   Raises:
     ValueError: a key is unknown (the nearest known one is named), a value has
       the wrong type, or settings contradict each other.
   """
-  if isinstance(config, ml_collections.ConfigDict):
+  if not isinstance(config, Mapping):
     config = config.to_dict()
   return validate(config_tree.build(Experiment, config, ''))

@@ -108,17 +108,7 @@ def _problems(experiment: Experiment) -> Iterator[str]:
   for i, part in enumerate(e.embed.parts):
     if part.kind == 'array' and not part.path:
       yield f"embed.parts[{i}].kind='array' needs embed.parts[{i}].path."
-  axes = (e.mesh.data, e.mesh.fsdp, e.mesh.expert)
-  if sum(a == -1 for a in axes) > 1 or any(a == 0 or a < -1 for a in axes):
-    yield (
-      f'mesh (data, fsdp, expert)={axes}: sizes are positive, and at most one'
-      ' is -1.'
-    )
-  if moe.enabled and e.mesh.expert > 0 and moe.num_experts % e.mesh.expert:
-    yield (
-      f'model.moe.num_experts={moe.num_experts} is not divisible by'
-      f' mesh.expert={e.mesh.expert}.'
-    )
+  yield from _mesh_problems(e)
 
 
 def _train_problems(
@@ -148,8 +138,49 @@ def _train_problems(
       f' data.history_length={history_length}.'
     )
   steps = train.profile_steps
-  if steps and (len(steps) != 2 or steps[0] > steps[1]):
-    yield f'{path}.profile_steps={steps} must be empty or (first, last).'
+  if steps and not (len(steps) == 2 and 1 <= steps[0] <= steps[1]):
+    yield (
+      f'{path}.profile_steps={steps} must be empty or (first, last), counted'
+      ' from 1.'
+    )
+
+
+def _mesh_problems(e: Experiment) -> Iterator[str]:
+  mesh, moe = e.mesh, e.model.moe
+  axes = (mesh.data, mesh.fsdp, mesh.expert)
+  if sum(a == -1 for a in axes) > 1 or any(a == 0 or a < -1 for a in axes):
+    yield (
+      f'mesh (data, fsdp, expert)={axes}: sizes are positive, and at most one'
+      ' is -1.'
+    )
+  if mesh.preset == 'by_size' and axes[:2] != (-1, 1):
+    yield (
+      f"mesh.preset='by_size' chooses mesh.data={mesh.data} and mesh.fsdp="
+      f'{mesh.fsdp} itself: leave them at -1 and 1, or set mesh.preset='
+      "'explicit'."
+    )
+  if mesh.preset == 'by_size' and mesh.expert < 1:
+    yield (
+      f'mesh.expert={mesh.expert} must be at least 1 with mesh.preset='
+      "'by_size': the largest size wanted, e.g. 8."
+    )
+  if mesh.slices < 1:
+    yield f'mesh.slices={mesh.slices} must be at least 1.'
+  elif mesh.data > 0 and mesh.data % mesh.slices:
+    yield (
+      f'mesh.data={mesh.data} is not divisible by mesh.slices={mesh.slices}:'
+      ' only the data axis crosses slices. Set mesh.data=-1.'
+    )
+  if moe.enabled and mesh.expert > 0 and moe.num_experts % mesh.expert:
+    yield (
+      f'model.moe.num_experts={moe.num_experts} is not divisible by'
+      f' mesh.expert={mesh.expert}.'
+    )
+  if moe.capacity_factor < 1:
+    yield (
+      f'model.moe.capacity_factor={moe.capacity_factor} must be at least 1:'
+      ' below it tokens are dropped even where every expert gets as many.'
+    )
 
 
 def _pathways_problems(e: Experiment) -> Iterator[str]:
@@ -196,6 +227,11 @@ def _pathways_problems(e: Experiment) -> Iterator[str]:
   ):
     if length < 0:
       yield f'model.pathways.{path}={length} must not be negative.'
+  if pathways.hidden_dim is not None and pathways.hidden_dim < 1:
+    yield (
+      f'model.pathways.hidden_dim={pathways.hidden_dim} must be at least 1, or'
+      ' None.'
+    )
   if not (
     pathways.short_length or pathways.positive_length
     or pathways.lifelong_length

@@ -95,11 +95,21 @@ class SweepConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-  """Device mesh; -1 on one axis takes all devices that are left."""
+  """Device mesh; every batch is split over all three axes.
 
-  data: int = -1  # batch
-  fsdp: int = 1  # batch; dense weights are sharded over it
-  expert: int = 1  # batch; experts are sharded over it
+  Dense weights are split over fsdp * expert; expert weights over expert (over
+  fsdp if expert = 1).  There is no tensor axis: `sharding` says why.
+  """
+
+  data: int = -1  # copies of the weights; the only axis that crosses slices
+  fsdp: int = 1  # dense weights and the optimiser state of experts
+  expert: int = 1  # experts stay on their devices and tokens move
+  # TPU slices (groups of devices joined by the slow network) of the job.
+  slices: int = 1
+  # explicit: the sizes above, of which one may be -1 (the devices left).
+  # by_size: data and fsdp from the number of devices; `expert` is the largest
+  # size wanted, so that one recipe fits every slice (`sharding.sizes_of`).
+  preset: Literal['explicit', 'by_size'] = 'explicit'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +118,9 @@ class EvaluateConfig:
   batch_size: int = 64
   top_k: tuple[int, ...] = (1, 5, 10, 20)
   checkpoint: Literal['best', 'latest'] = 'best'
+  # Of the parameters in memory, here and in `recommend`; bfloat16 halves them,
+  # so that what a pod has trained fits a smaller machine.
+  parameter_dtype: Literal['float32', 'bfloat16'] = 'float32'
   max_examples: int | None = None  # None: all
   bootstrap_samples: int = 1000  # for the 95 % intervals
   num_example_users: int = 8  # shown in the report

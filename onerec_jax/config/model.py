@@ -22,6 +22,14 @@ class MoEConfig:
   # dense: every expert on every token (oracle).  grouped: dropless, sort +
   # grouped matmul (ragged_dot on TPU/GPU, blocks on CPU; both exact).
   dispatch: Literal['dense', 'grouped'] = 'grouped'
+  # How tokens reach experts on other devices (mesh.expert > 1) while training.
+  # all_gather: every device of an expert group sees the group's tokens;
+  # dropless.  all_to_all: each token goes to the devices of its experts, which
+  # have room for capacity_factor times the mean; what finds no room is
+  # dropped, last choices first, and counted (router/drop_share).  Decoding and
+  # the log-probabilities of generated items are dropless with both.
+  exchange: Literal['all_gather', 'all_to_all'] = 'all_gather'
+  capacity_factor: float = 1.25  # 'all_to_all' only; at least 1
   # both: encoder='pathways' only; the encoder's feed-forwards are experts too.
   location: Literal['decoder', 'both'] = 'decoder'
 
@@ -84,6 +92,9 @@ class PathwaysConfig:
   lifelong_length: int = 0  # latest clusters (papers: 2000); 0: no pathway
   lifelong_queries: int = 128
   lifelong_layers: int = 2
+  # Hidden units of the pathways' MLPs and of the lifelong queries' feed-forward
+  # (the report names neither); None: model.embed_dim and model.mlp_dim.
+  hidden_dim: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -41,7 +41,8 @@ class TrainConfig:
   keep_checkpoints: int = 2  # latest; the best by validation is kept as well
   dropout_bits: Literal['hash', 'threefry'] = 'hash'
   pipeline: PipelineConfig = PipelineConfig()
-  profile_steps: tuple[int, ...] = ()  # (first, last): write a profiler trace
+  # (first, last), counted from 1: they are traced, into the stage's profile/.
+  profile_steps: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

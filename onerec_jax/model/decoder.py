@@ -1,6 +1,7 @@
 """Decoder: causal self-attention, cross-attention and (MoE) feed-forward."""
 
 import functools
+from typing import Literal
 from typing import NamedTuple
 
 import jax
@@ -67,12 +68,14 @@ class DecoderLayer(nn.Module):
     token_mask: jax.Array,
     router_bias: jax.Array,
     seed: jax.Array | None,
+    *,
+    exchange: Literal['all_gather', 'all_to_all'] = 'all_gather',
   ) -> tuple[jax.Array, moe_module.RouterStats]:
     normed = self.mlp_norm(x)
     if self.config.moe.enabled:
-      return self.experts(normed, token_mask, router_bias)
+      return self.experts(normed, token_mask, router_bias, exchange=exchange)
     return self.mlp(normed, seed), moe_module.RouterStats(
-      jnp.zeros_like(router_bias)
+      jnp.zeros_like(router_bias), jnp.zeros(())
     )
 
   def __call__(
@@ -86,7 +89,13 @@ class DecoderLayer(nn.Module):
   ) -> tuple[Float[Array, 'B T D'], moe_module.RouterStats]:
     """Returns the next states and the router's counts."""
     x, stats, _ = self._forward(
-      x, seeds, router_bias, self_bias, encoded, token_mask
+      x,
+      seeds,
+      router_bias,
+      self_bias,
+      encoded,
+      token_mask,
+      exchange=self.config.moe.exchange,
     )
     return x, stats
 
@@ -100,6 +109,7 @@ class DecoderLayer(nn.Module):
     token_mask: jax.Array,
     *,
     width: int = 1,
+    exchange: Literal['all_gather', 'all_to_all'] = 'all_gather',
   ) -> tuple[jax.Array, moe_module.RouterStats, attention_modules.KeyValues]:
     """Applies the layer; `width` sequences lie side by side on axis 1.
 
@@ -121,7 +131,9 @@ class DecoderLayer(nn.Module):
       sites[2],
     )
     x = layers.shard_batch(x + drop(y, sites[3]), self.mesh)
-    y, stats = self._feed_forward(x, token_mask, router_bias, sites[4])
+    y, stats = self._feed_forward(
+      x, token_mask, router_bias, sites[4], exchange=exchange
+    )
     x = layers.shard_batch(x + drop(y, sites[5]), self.mesh)
     return x, stats, key_values
 

@@ -1,6 +1,7 @@
 """Mixture-of-experts feed-forward: router and expert weights of one layer."""
 
 import functools
+from typing import Literal
 from typing import NamedTuple
 
 import jax
@@ -21,7 +22,9 @@ _EXPERT_AXIS = 'expert'  # mesh axis the expert weights are split over
 class RouterStats(NamedTuple):
   """What the router did, per layer; counts are global sums over the batch."""
 
-  load: Float[Array, '*layers E']  # real decoder tokens sent to each expert
+  load: Float[Array, '*layers E']  # real tokens routed to each expert
+  # Of these, the ones that found no room (moe.exchange='all_to_all').
+  dropped: Float[Array, '*layers']
 
 
 class MoEFeedForward(nn.Module):
@@ -56,6 +59,8 @@ class MoEFeedForward(nn.Module):
     x: Float[Array, 'B T D'],
     token_mask: Bool[Array, 'B T'],
     bias: Float[Array, ' E'],
+    *,
+    exchange: Literal['all_gather', 'all_to_all'],
   ) -> tuple[Float[Array, 'B T D'], RouterStats]:
     """Routes every token; masked ones are not counted and give zeros.
 
@@ -63,6 +68,8 @@ class MoEFeedForward(nn.Module):
       x: normalised states. [B, T, D]
       token_mask: True: a real token. [B, T]
       bias: selection bias of this layer. [E]
+      exchange: moe.exchange where what is dropped gets reported, else
+        'all_gather', which drops nothing.
     """
     c, dtype = self.config.moe, x.dtype
     tokens, mask = x.reshape(-1, x.shape[-1]), token_mask.reshape(-1)
@@ -82,14 +89,21 @@ class MoEFeedForward(nn.Module):
       moe.dense_experts if c.dispatch == 'dense' else moe.grouped_experts,
       activation=layers.activation(c.activation),
     )
+    dropped = jnp.zeros(())
     if self.mesh is not None and self.mesh.size > 1:
-      run = functools.partial(
-        moe.sharded_experts,
+      y, dropped = moe.sharded_experts(
+        tokens,
+        routing,
+        weights,
+        mask,
         mesh=self.mesh,
         batch_axes=self.mesh.axis_names,
         expert_axis=_EXPERT_AXIS,
         run=run,
+        exchange=exchange,
+        capacity_factor=c.capacity_factor,
       )
-    y = run(tokens, routing, weights, mask)
+    else:
+      y = run(tokens, routing, weights, mask)
     load = moe.expert_load(routing.experts, mask, num_experts=c.num_experts)
-    return y.reshape(x.shape), RouterStats(load)
+    return y.reshape(x.shape), RouterStats(load, dropped)

@@ -196,10 +196,15 @@ class OneRec(nn.Module):
     return tokens, token_mask
 
   def _encode(
-    self, inputs: EncoderInput, router_bias: jax.Array | None, seeds: Any
+    self,
+    inputs: EncoderInput,
+    router_bias: jax.Array | None,
+    seeds: Any,
+    *,
+    exchange: Literal['all_gather', 'all_to_all'],
   ) -> tuple[Encoded, RouterStats | None]:
     if self.config.encoder == 'pathways':
-      return self._encode_pathways(inputs, router_bias, seeds)
+      return self._encode_pathways(inputs, router_bias, seeds, exchange)
     tokens, token_mask = self.history_tokens(
       inputs.codes, inputs.mask, inputs.user
     )
@@ -210,7 +215,11 @@ class OneRec(nn.Module):
     return self.encoder(x, token_mask, seeds), None
 
   def _encode_pathways(
-    self, inputs: EncoderInput, router_bias: jax.Array | None, seeds: Any
+    self,
+    inputs: EncoderInput,
+    router_bias: jax.Array | None,
+    seeds: Any,
+    exchange: Literal['all_gather', 'all_to_all'],
   ) -> tuple[Encoded, RouterStats | None]:
     context, catalogue = inputs.context, inputs.catalogue
     if context is None or catalogue is None or catalogue.features is None:
@@ -231,7 +240,13 @@ class OneRec(nn.Module):
       router_bias = None
     assert isinstance(self.encoder, pathway_encoder.PathwayEncoder)
     return self.encoder(
-      context, inputs.user, item_vectors, catalogue.features, seeds, router_bias
+      context,
+      inputs.user,
+      item_vectors,
+      catalogue.features,
+      seeds,
+      router_bias,
+      exchange=exchange,
     )
 
   def encode(
@@ -252,7 +267,8 @@ class OneRec(nn.Module):
       States, zero at padding, and their mask.
     """
     seeds, _ = self._seeds(deterministic)
-    return self._encode(inputs, router_bias, seeds)[0]
+    # The router's counts are not returned: nothing may be dropped.
+    return self._encode(inputs, router_bias, seeds, exchange='all_gather')[0]
 
   def __call__(
     self,
@@ -276,7 +292,9 @@ class OneRec(nn.Module):
       Logits per level and the router's counts.
     """
     encoder_seeds, decoder_seeds = self._seeds(deterministic)
-    encoded, encoder_stats = self._encode(inputs, router_bias, encoder_seeds)
+    encoded, encoder_stats = self._encode(
+      inputs, router_bias, encoder_seeds, exchange=self.config.moe.exchange
+    )
     batch, items, levels = target_codes.shape
     token_mask = jnp.repeat(target_mask, levels + 1, axis=1)
     x, stats = self.decoder(
@@ -287,8 +305,9 @@ class OneRec(nn.Module):
       decoder_seeds,
     )
     if encoder_stats is not None:
-      load = jnp.concatenate([encoder_stats.load, stats.load])
-      stats = RouterStats(load)
+      stats = jax.tree.map(
+        lambda *parts: jnp.concatenate(parts), encoder_stats, stats
+      )
     x = x.reshape(batch, items, levels + 1, -1)[:, :, :levels]
     logits = jnp.stack(
       [self._logits(x[:, :, level], level) for level in range(levels)], axis=2

@@ -1,6 +1,7 @@
 """Encoder of the technical report: full self-attention over all pathways."""
 
 import functools
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,6 @@ from onerec_jax.model import layers
 from onerec_jax.model import moe
 from onerec_jax.model import parameters
 from onerec_jax.model import pathways
-from onerec_jax.ops import attention
 from onerec_jax.ops import dropout
 
 # Dropout sites of one layer, as of the history encoder; experts have none.
@@ -41,7 +41,7 @@ class PathwayLayer(nn.Module):
   def setup(self) -> None:
     c = self.config
     self.attention_norm = layers.RMSNorm(c.embed_dim)
-    self.attention = attention_modules.SelfAttention(c)
+    self.attention = attention_modules.SelfAttention(c, self.mesh)
     self.mlp_norm = layers.RMSNorm(c.embed_dim)
     if has_experts(c):
       self.experts = moe.MoEFeedForward(c, self.mesh)
@@ -53,19 +53,40 @@ class PathwayLayer(nn.Module):
     x: Float[Array, 'B S D'],
     seeds: jax.Array | None,
     router_bias: Float[Array, ' E'] | None,
-    bias: Float[Array, '#B #H S S'],
     mask: Bool[Array, 'B S'],
   ) -> tuple[Float[Array, 'B S D'], moe.RouterStats | None]:
     """Returns the next states and the router's counts, if there is one."""
+    exchange = self.config.moe.exchange
+    return self._forward(x, seeds, router_bias, mask, exchange)
+
+  def dropless(
+    self,
+    x: Float[Array, 'B S D'],
+    seeds: jax.Array | None,
+    router_bias: Float[Array, ' E'] | None,
+    mask: Bool[Array, 'B S'],
+  ) -> tuple[Float[Array, 'B S D'], moe.RouterStats | None]:
+    """As __call__, with room for every token at its experts."""
+    return self._forward(x, seeds, router_bias, mask, 'all_gather')
+
+  def _forward(
+    self,
+    x: jax.Array,
+    seeds: jax.Array | None,
+    router_bias: jax.Array | None,
+    mask: jax.Array,
+    exchange: Literal['all_gather', 'all_to_all'],
+  ) -> tuple[jax.Array, moe.RouterStats | None]:
     sites = [None] * SITES if seeds is None else seeds
     drop = functools.partial(dropout.drop, rate=self.config.dropout_rate)
+    bias = attention_modules.TokenBias(mask, None)
     y = self.attention(self.attention_norm(x), bias, sites[0])
     x = layers.shard_batch(x + drop(y, sites[1]), self.mesh)
     y, stats = self.mlp_norm(x), None
     if router_bias is None:
       y = self.mlp(y, sites[2])
     else:
-      y, stats = self.experts(y, mask, router_bias)
+      y, stats = self.experts(y, mask, router_bias, exchange=exchange)
     return layers.shard_batch(x + drop(y, sites[3]), self.mesh), stats
 
 
@@ -95,16 +116,23 @@ class PathwayEncoder(nn.Module):
     )
     layer = PathwayLayer
     if c.remat:
-      layer = nn.remat(layer, prevent_cse=not c.scan_layers)
+      layer = nn.remat(
+        layer,
+        prevent_cse=not c.scan_layers,
+        methods=['__call__', 'dropless'],
+      )
     each, shared = 0, nn.broadcast
-    self.layers = nn.scan(
-      layer,
+    scanned = dict(
       variable_axes={'params': 0},
       split_rngs={'params': True},
-      in_axes=(each, each, shared, shared),  # type: ignore[arg-type] # a tree of axes
+      in_axes=(each, each, shared),
       length=c.encoder_layers,
       unroll=1 if c.scan_layers else c.encoder_layers,
       metadata_params={nn.PARTITION_NAME: 'layers'},
+    )
+    self.layers = nn.scan(
+      layer,
+      methods={'__call__': scanned, 'dropless': scanned},  # type: ignore[arg-type] # a dict gives each method its own axes
     )(c, self.mesh)
     self.final_norm = layers.RMSNorm(c.embed_dim)
 
@@ -116,6 +144,8 @@ class PathwayEncoder(nn.Module):
     features: batch.ItemFeatures,
     seeds: tuple[jax.Array, jax.Array] | None,
     router_bias: Float[Array, 'layers E'] | None,
+    *,
+    exchange: Literal['all_gather', 'all_to_all'] = 'all_gather',
   ) -> tuple[Encoded, moe.RouterStats | None]:
     """Encodes users.
 
@@ -127,6 +157,8 @@ class PathwayEncoder(nn.Module):
       seeds: dropout seeds of the two ends [2] and the layers [layers, SITES];
         None: no dropout.  The queries of the lifelong pathway have none.
       router_bias: of the encoder's experts; None: it has none. [layers, E]
+      exchange: moe.exchange, or 'all_gather' where what is dropped would not
+        be reported.
 
     Returns:
       States, zero at padding, with their mask; and the router's counts over
@@ -150,9 +182,8 @@ class PathwayEncoder(nn.Module):
     x = layers.shard_batch(
       drop(x, None if ends is None else ends[0]), self.mesh
     )
-    rows, length = mask.shape
-    bias = jnp.broadcast_to(attention.key_bias(mask), (rows, 1, length, length))
-    x, stats = self.layers(x, inner, router_bias, bias, mask)
+    run = self.layers if exchange == c.moe.exchange else self.layers.dropless
+    x, stats = run(x, inner, router_bias, mask)
     x = drop(self.final_norm(x), None if ends is None else ends[1])
     # Zeros make padding add nothing to the decoder.
     return Encoded(jnp.where(mask[..., None], x, 0), mask), stats

@@ -45,22 +45,23 @@ class PathwayMLP(nn.Module):
   """Dense, LeakyReLU, Dense: from concatenated features to D."""
 
   input_dim: int
-  embed_dim: int  # D, of hidden units and output
+  hidden_dim: int
+  embed_dim: int  # D, of the output
 
   def setup(self) -> None:
     self.wi = parameters.declare(
       self,
       'wi',
-      (self.input_dim, self.embed_dim),
+      (self.input_dim, self.hidden_dim),
       (None, 'embed'),
       parameters.Initializer(stddev=self.input_dim**-0.5),
     )
     self.wo = parameters.declare(
       self,
       'wo',
-      (self.embed_dim, self.embed_dim),
+      (self.hidden_dim, self.embed_dim),
       ('mlp', 'embed'),
-      parameters.Initializer(stddev=self.embed_dim**-0.5),
+      parameters.Initializer(stddev=self.hidden_dim**-0.5),
     )
 
   def __call__(self, x: Float[Array, 'B N F']) -> Float[Array, 'B N D']:
@@ -90,9 +91,10 @@ class Pathways(nn.Module):
   def setup(self) -> None:
     c, p = self.config, self.config.pathways
     embed = c.embed_dim
+    hidden = p.hidden_dim or embed
     self.users = event_embedding.UserEmbedding(p, self.sizes)
     if self.users.dim:
-      self.user_mlp = PathwayMLP(self.users.dim, embed)
+      self.user_mlp = PathwayMLP(self.users.dim, hidden, embed)
     else:
       self.user_token = parameters.declare(
         self,
@@ -112,17 +114,17 @@ class Pathways(nn.Module):
     self.events = event_embedding.EventEmbedding(p, self.sizes)
     width = embed + self.events.dim
     if p.short_length:
-      self.short_mlp = PathwayMLP(width, embed)
+      self.short_mlp = PathwayMLP(width, hidden, embed)
     if p.positive_length:
-      self.positive_mlp = PathwayMLP(width, embed)
+      self.positive_mlp = PathwayMLP(width, hidden, embed)
     if p.lifelong_length:
-      self.lifelong_mlp = PathwayMLP(width, embed)
+      self.lifelong_mlp = PathwayMLP(width, hidden, embed)
       self.lifelong_queries = qformer.QFormer(
         num_queries=p.lifelong_queries,
         dim=embed,
         num_layers=p.lifelong_layers,
         num_heads=c.num_heads,
-        mlp_dim=c.mlp_dim,
+        mlp_dim=p.hidden_dim or c.mlp_dim,
         compute_dtype=c.compute_dtype,
       )
 

@@ -34,7 +34,8 @@ def make_objective(
   Examples with example_mask False and items with target_mask False carry no
   loss and are not counted.  Metrics: 'token_loss' (nats per token, without
   smoothing weights of the reduction), 'accuracy/level_l', 'padding_share',
-  'router/load' (share of the tokens per expert) and
+  'router/load' (share of the tokens per expert), 'router/drop_share' (of what
+  was routed; 0 but with moe.exchange='all_to_all') and
   'router/max_violation_batch'.
 
   Args:
@@ -95,6 +96,9 @@ def make_objective(
       layer_total = jnp.sum(load, axis=-1, keepdims=True)
       metrics['router/load'] = batch_lib.Mean(
         load, jnp.broadcast_to(layer_total, load.shape)
+      )
+      metrics['router/drop_share'] = batch_lib.Mean(
+        jnp.sum(output.router.dropped), jnp.sum(load)
       )
       violation = jnp.mean(router.max_violation(load))
       one = jnp.ones((), jnp.float32)

@@ -50,13 +50,8 @@ def create(
     shardings = jax.tree.map(lambda _: whole, params)
   ema_params = sharding.place(params, shardings) if ema else None
   placed = sharding.place(params, shardings)
-  abstract = jax.eval_shape(transformation.init, placed)
-  opt_shardings = optax.tree_utils.tree_map_params(
-    transformation,
-    lambda _, s: s,
-    abstract,
-    shardings,
-    transform_non_params=lambda _: whole,
+  opt_shardings = shardings_of(
+    _abstract_optimizer(transformation, placed, mesh)
   )
   opt_state = jax.jit(transformation.init, out_shardings=opt_shardings)(placed)
   return TrainState(
@@ -67,6 +62,54 @@ def create(
       model_state, jax.tree.map(lambda _: whole, model_state)
     ),
     ema_params=ema_params,
+  )
+
+
+def abstract(
+  params: Any,
+  model_state: Any,
+  transformation: optax.GradientTransformation,
+  *,
+  ema: bool,
+  mesh: Mesh,
+) -> TrainState:
+  """Returns shapes, dtypes and shardings of what `create` makes.
+
+  Args:
+    params: a ShapeDtypeStruct with its sharding per parameter.
+    model_state: tree of arrays or ShapeDtypeStructs; whole on every device.
+    transformation: the optimizer.
+    ema: whether averaged parameters are kept.
+    mesh: the device mesh.
+  """
+  whole = sharding.replicated(mesh)
+  return TrainState(
+    step=jax.ShapeDtypeStruct((), np.int32, sharding=whole),
+    params=params,
+    opt_state=_abstract_optimizer(transformation, params, mesh),
+    model_state=jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole),
+      model_state,
+    ),
+    ema_params=params if ema else None,
+  )
+
+
+def _abstract_optimizer(
+  transformation: optax.GradientTransformation, params: Any, mesh: Mesh
+) -> Any:
+  """Returns the optimizer's state; see `sharding.moment_sharding`."""
+  whole = sharding.replicated(mesh)
+  return optax.tree_utils.tree_map_params(
+    transformation,
+    lambda x, p: jax.ShapeDtypeStruct(
+      x.shape, x.dtype, sharding=sharding.moment_sharding(p.sharding, x.shape)
+    ),
+    jax.eval_shape(transformation.init, params),
+    params,
+    transform_non_params=lambda x: jax.ShapeDtypeStruct(
+      x.shape, x.dtype, sharding=whole
+    ),
   )
 
 

@@ -35,15 +35,17 @@ class Totals:
   bad_gradients: Any  # bool [parameters], in tree order; at bad_step
 
 
-def zero_totals(
+def abstract_totals(
   objective: base.Objective,
   params: Any,
   model_state: Any,
   frozen: Any,
   batch: Any,
-  mesh: Mesh,
 ) -> Totals:
-  """Returns empty sums for the metrics that `objective` reports."""
+  """Returns shapes and dtypes of the sums that `objective` needs.
+
+  Its arguments, arrays or ShapeDtypeStructs, are those of the objective.
+  """
   output = jax.eval_shape(
     lambda p, m, f, b: objective(p, m, f, b, None),
     params,
@@ -57,7 +59,7 @@ def zero_totals(
     'gradient_norm': batch_lib.Mean(scalar, scalar),
     **output.metrics,
   }
-  abstract = Totals(
+  return Totals(
     steps=jax.ShapeDtypeStruct((), jnp.int32),
     metrics=metrics,
     counts=dict(output.counts),
@@ -67,6 +69,18 @@ def zero_totals(
       (len(jax.tree.leaves(params)),), jnp.bool
     ),
   )
+
+
+def zero_totals(
+  objective: base.Objective,
+  params: Any,
+  model_state: Any,
+  frozen: Any,
+  batch: Any,
+  mesh: Mesh,
+) -> Totals:
+  """Returns empty sums for the metrics that `objective` reports."""
+  abstract = abstract_totals(objective, params, model_state, frozen, batch)
   whole = sharding.replicated(mesh)
   return jax.jit(
     lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract),
@@ -246,15 +260,18 @@ class CompiledPerShape:
   last argument; all others keep their shapes and shardings.
   """
 
-  def __init__(self, function: Any):
+  def __init__(
+    self, function: Any, *, clock: Callable[[], float] = time.perf_counter
+  ):
     self._function = function
+    self._clock = clock
     self._compiled: dict[Any, Any] = {}
     self.seconds = 0.0  # spent tracing and compiling
 
   def __call__(self, *args: Any) -> Any:
     shapes = tuple((x.shape, str(x.dtype)) for x in jax.tree.leaves(args[-1]))
     if shapes not in self._compiled:
-      start = time.perf_counter()
+      start = self._clock()
       self._compiled[shapes] = self._function.lower(*args).compile()
-      self.seconds += time.perf_counter() - start
+      self.seconds += self._clock() - start
     return self._compiled[shapes](*args)

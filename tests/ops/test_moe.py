@@ -223,43 +223,138 @@ def test_expert_rows_equal_a_loop_over_experts_in_numpy(kind, sizes):
     start += n
 
 
-@pytest.mark.parametrize('shape', [(8, 1, 1), (2, 1, 4), (1, 2, 4), (1, 1, 8)])
-def test_sharded_experts_equal_the_dense_oracle_with_gradients(shape):
+# --- Experts on several devices ---------------------------------------------
+
+_AXES = ('data', 'fsdp', 'expert')
+
+
+def _sharded(shape, *, run=None, exchange='all_gather', factor=1.0):
+  """The function (x, routing, weights, mask) -> ShardedOutput on a mesh."""
+  mesh = jax.make_mesh(
+    shape, _AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3
+  )
+  return functools.partial(
+    moe.sharded_experts,
+    mesh=mesh,
+    batch_axes=_AXES,
+    expert_axis='expert',
+    run=run or functools.partial(moe.grouped_experts, activation=jax.nn.relu),
+    exchange=exchange,
+    capacity_factor=factor,
+  )
+
+
+@pytest.mark.parametrize(
+  ('shape', 'exchange', 'factor'),
+  [
+    ((8, 1, 1), 'all_gather', 1.0),
+    ((1, 2, 4), 'all_gather', 1.0),
+    # 8 (here 4) times the mean is room for whatever may come.
+    ((1, 1, 8), 'all_to_all', 8.0),
+    ((1, 2, 4), 'all_to_all', 4.0),
+    # All experts are on every device: nothing to exchange.
+    ((2, 4, 1), 'all_to_all', 1.0),
+  ],
+)
+def test_sharded_experts_equal_the_dense_oracle_with_gradients(
+  shape, exchange, factor
+):
   x, logits, weights, mask, target = _case()
   args = dict(mask=mask, target=target)
   dense = functools.partial(moe.dense_experts, activation=jax.nn.relu)
   want = _loss(dense, **args)(x, logits, weights)
-  axes = ('data', 'fsdp', 'expert')
-  mesh = jax.make_mesh(
-    shape, axes, axis_types=(jax.sharding.AxisType.Auto,) * 3
-  )
-  run = functools.partial(
-    moe.sharded_experts,
-    mesh=mesh,
-    batch_axes=axes,
-    expert_axis='expert',
-    run=functools.partial(moe.grouped_experts, activation=jax.nn.relu),
-  )
-  got = _loss(run, **args)(x, logits, weights)
+  run = _sharded(shape, exchange=exchange, factor=factor)
+  got = _loss(lambda *a: run(*a).y, **args)(x, logits, weights)
   _assert_close(got, want)
+  routing = moe.route(
+    logits, jnp.zeros(_E), top_k=_R, gate='softmax', normalize=False
+  )
+  assert run(x, routing, weights, mask).dropped == 0
+
+
+def _served(experts, mask, *, devices, groups, rows):
+  """NumPy: which slots [T, R] find room, device by device, slot by slot."""
+  num_tokens = len(experts)
+  local = num_tokens // (devices * groups)
+  served = np.zeros(experts.shape, bool)
+  for first in range(0, num_tokens, local):
+    left = np.full(devices, rows)
+    for r in range(experts.shape[1]):
+      for t in range(first, first + local):
+        owner = experts[t, r] * devices // _E
+        if mask[t] and left[owner]:
+          left[owner] -= 1
+          served[t, r] = True
+  return served
+
+
+def test_slots_without_room_are_counted_and_add_nothing():
+  # 64 tokens over (2, 1, 4): 8 per device, 16 slots, 4 per owner on average;
+  # factor 1 gives 8 rows after rounding.  The logits lean to expert 0.
+  x, logits, weights, mask, _ = _case()
+  logits = logits.at[:, 0].add(5.0).at[:, 1].add(4.0)
+  routing = moe.route(
+    logits, jnp.zeros(_E), top_k=_R, gate='softmax', normalize=False
+  )
+  output = _sharded((2, 1, 4), exchange='all_to_all')(x, routing, weights, mask)
+  real = np.asarray(mask)
+  experts = np.asarray(routing.experts)
+  served = _served(experts, real, devices=4, groups=2, rows=8)
+  assert output.dropped == (real[:, None] & ~served).sum() > 10
+  # First choices, here mostly of expert 0, keep their place.
+  assert served[real, 0].mean() > 0.95 > 0.5 > served[real, 1].mean()
+  want = moe.dense_experts(
+    x,
+    moe.Routing(routing.experts, jnp.where(served, routing.gates, 0)),
+    weights,
+    mask,
+    activation=jax.nn.relu,
+  )
+  np.testing.assert_allclose(output.y, want, rtol=1e-5, atol=1e-5)
+
+
+def test_masked_tokens_take_no_room_and_pass_nothing_on():
+  # All tokens want expert 0 first and 1 second, both of device 0 of 4, which
+  # has room for 8 of the 16 slots of each device: exactly those of the four
+  # tokens that are not masked.
+  x, _, weights, _, _ = _case()
+  logits = jnp.zeros((_T, _E)).at[:, 0].set(9.0).at[:, 1].set(8.0)
+  mask = jnp.asarray(np.arange(_T) % 2 == 1)
+  routing = moe.route(
+    logits, jnp.zeros(_E), top_k=_R, gate='softmax', normalize=False
+  )
+  run = _sharded((2, 1, 4), exchange='all_to_all')
+  poisoned = jnp.where(mask[:, None], x, jnp.nan)
+  output = run(poisoned, routing, weights, mask)
+  assert output.dropped == 0
+  want = moe.dense_experts(x, routing, weights, mask, activation=jax.nn.relu)
+  np.testing.assert_allclose(output.y, want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ('tokens', 'factor', 'rows'),
+  [
+    (100, 1.25, 32),  # 100 * 2 / 8 = 25; 31.25 -> 32
+    (100, 1.0, 32),  # 25 -> 32
+    (64, 1.0, 16),  # 16 is a multiple of 8
+    (100, 8.0, 104),  # 200, but each token sends at most one slot here -> 100
+  ],
+)
+def test_capacity_is_a_multiple_of_eight_and_no_more_than_needed(
+  tokens, factor, rows
+):
+  found = moe.capacity(
+    tokens, top_k=2, devices=8, experts_per_device=1, factor=factor
+  )
+  assert found == rows
 
 
 def test_sharded_experts_name_what_does_not_divide():
   x, logits, weights, mask, _ = _case()
-  axes = ('data', 'fsdp', 'expert')
-  mesh = jax.make_mesh(
-    (1, 1, 8), axes, axis_types=(jax.sharding.AxisType.Auto,) * 3
-  )
   routing = moe.route(
     logits, jnp.zeros(_E), top_k=_R, gate='softmax', normalize=False
   )
-  run = functools.partial(
-    moe.sharded_experts,
-    mesh=mesh,
-    batch_axes=axes,
-    expert_axis='expert',
-    run=moe.dense_experts,
-  )
+  run = _sharded((1, 1, 8), run=moe.dense_experts)
   with pytest.raises(ValueError, match='multiple of 8'):
     run(x[:63], moe.Routing(*(r[:63] for r in routing)), weights, mask[:63])
   few = moe.ExpertWeights(weights.wi[:6], None, weights.wo[:6])
