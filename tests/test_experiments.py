@@ -13,9 +13,6 @@ from typing import Any
 import pytest
 
 from onerec_jax import config
-from onerec_jax.model import onerec
-from onerec_jax.model import parameters
-from onerec_jax.semantic_ids import vocabulary
 
 _ROOT = pathlib.Path(__file__).parent.parent
 _GOLDEN = pathlib.Path(__file__).parent / 'golden'
@@ -91,19 +88,3 @@ def test_experiment_states_its_claim_and_command(path):
 
 def test_no_golden_file_is_left_of_a_deleted_experiment():
   assert {p.stem for p in _GOLDEN.glob('*.json')} <= set(_NAMES)
-
-
-_PAPER = _load(_ROOT / 'experiments' / 'onerec_v1_paper.py')
-
-
-@pytest.mark.parametrize('size', _PAPER.VARIANTS)
-def test_paper_recipe_has_the_number_of_parameters_it_names(size):
-  experiment = config.from_config_dict(_PAPER.get_config(size))
-  levels = experiment.tokenizer.levels
-  model = onerec.OneRec(
-    experiment.model,
-    vocabulary.Vocabulary((experiment.tokenizer.codes_per_level,) * levels),
-    experiment.data.sessions.items_per_session,
-  )
-  count = parameters.count(onerec.abstract_params(model))
-  assert count == pytest.approx(float(size[:-1]) * 1e9, rel=0.05)

@@ -52,9 +52,13 @@ def training(
       words.number(done.get('examples_per_second'), ',.0f'),
     ),
     ('tokens per second', words.number(done.get('tokens_per_second'), ',.0f')),
+    ('goodput, training / all time', words.percent(done.get('goodput'))),
     ('time waiting for data', words.percent(done.get('data_wait_share'))),
+    ('starting', words.seconds(done.get('start_seconds'))),
     ('compilation', words.seconds(done.get('compile_seconds'))),
     ('validation', words.seconds(done.get('validation_seconds'))),
+    ('waiting for checkpoints', words.seconds(done.get('checkpoint_seconds'))),
+    ('lost to restarts', words.seconds(done.get('lost_seconds'))),
     *((f'padding, {n}', words.percent(v)) for n, v in padding.items()),
   ]
   return {

@@ -17,6 +17,7 @@ from typing import Literal
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
@@ -259,6 +260,11 @@ def _read_contract(
 # --- Reading for evaluation -------------------------------------------------
 
 
+def _read_as(stored: np.dtype, wanted: str) -> np.dtype:
+  floating = jnp.issubdtype(stored, jnp.floating)
+  return jnp.dtype(wanted) if floating else stored
+
+
 class Restored(NamedTuple):
   """A trained model, as evaluation needs it."""
 
@@ -275,11 +281,12 @@ def restore_for_evaluation(
   which: Literal['best', 'latest'],
   mesh: Mesh,
   ids_digest: str | None = None,
+  dtype: Literal['float32', 'bfloat16'] = 'float32',
 ) -> Restored:
   """Returns the parameters of a trained stage, on any number of devices.
 
   Needs the stage's folder alone: shapes and logical axes are in the
-  checkpoint.  Optimizer state is not read.
+  checkpoint.  Optimizer state is not read, nor need it be there.
 
   Args:
     folder: of the training stage, e.g. `workdir.folder('pretrain')`.
@@ -287,6 +294,8 @@ def restore_for_evaluation(
       measured), or the latest.
     mesh: where the parameters go.
     ids_digest: digest of the semantic IDs in use; None: not checked.
+    dtype: what floating-point parameters are rounded to while they are read;
+      'bfloat16' takes half the memory.  The model state keeps its own.
 
   Raises:
     FileNotFoundError: there is no complete checkpoint.
@@ -322,7 +331,7 @@ def restore_for_evaluation(
       {
         name: jax.ShapeDtypeStruct(
           tuple(p['shape']),
-          np.dtype(p['dtype']),
+          _read_as(np.dtype(p['dtype']), dtype),
           sharding=sharding.parameter_sharding(
             mesh, p['axes'], p['shape'], path=name
           ),

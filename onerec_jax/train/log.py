@@ -6,7 +6,11 @@ Written by process 0 only.  Computes rates and utilisation; knows no model.
 import json
 import math
 import os
+import shutil
+import tempfile
+import time
 import uuid
+from collections.abc import Callable
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,30 +18,10 @@ import numpy as np
 import tensorboardX
 from etils import epath
 
-# Dense bf16 multiply-add peak per device, FLOP/s: Google's TPU system
-# documentation and NVIDIA's data sheets (no sparsity).  Key: a prefix of
-# jax.Device.device_kind; the longest match wins.
-PEAK_FLOPS: Mapping[str, float] = {
-  'TPU v4': 275e12,
-  'TPU v5 lite': 197e12,
-  'TPU v5e': 197e12,
-  'TPU v5': 459e12,
-  'TPU v5p': 459e12,
-  'TPU v6 lite': 918e12,
-  'TPU v6e': 918e12,
-  'TPU7x': 2307e12,
-  'NVIDIA A100': 312e12,
-  'NVIDIA H100': 989e12,
-  'NVIDIA H200': 989e12,
-}
+from onerec_jax import accelerators
 
 METRICS = 'metrics.jsonl'
-
-
-def peak_flops(device_kind: str) -> float | None:
-  """Returns the bf16 peak of one device in FLOP/s; None if not in the table."""
-  known = [k for k in PEAK_FLOPS if device_kind.startswith(k)]
-  return PEAK_FLOPS[max(known, key=len)] if known else None
+_SEND_SECONDS = 60.0  # between two writings to a bucket
 
 
 def utilisation(
@@ -56,7 +40,7 @@ def utilisation(
   Returns:
     A share of 1, or None where the peak is unknown (CPU).
   """
-  peak = peak_flops(device_kind)
+  peak = accelerators.peak_flops(device_kind)
   if peak is None or seconds <= 0 or flops <= 0:
     return None
   return flops / (seconds * peak * num_devices)
@@ -131,10 +115,20 @@ def read_metrics(path: epath.Path) -> list[dict[str, Any]]:
 
 
 class MetricsWriter:
-  """Appends one record per step to metrics.jsonl and to TensorBoard."""
+  """Appends one record per step to metrics.jsonl and to TensorBoard.
+
+  A bucket has no append, and TensorBoard's writer no buckets: there both files
+  are written whole (which a bucket does all or not at all), at most every
+  `_SEND_SECONDS`, at every checkpoint and at the end.
+  """
 
   def __init__(
-    self, folder: epath.Path, *, resume_step: int, enabled: bool = True
+    self,
+    folder: epath.Path,
+    *,
+    resume_step: int,
+    enabled: bool = True,
+    clock: Callable[[], float] = time.monotonic,
   ):
     """Opens the files and drops what was logged after `resume_step`.
 
@@ -142,21 +136,33 @@ class MetricsWriter:
       folder: the stage's folder.
       resume_step: records of later steps are removed: they will come again.
       enabled: False writes nothing (processes other than 0).
+      clock: seconds.
     """
     self._path = folder / METRICS
     self._enabled = enabled
     self._summary = None
+    # Of the run, when it last logged: later than its checkpoint, perhaps.
+    self.last_wall_seconds = 0.0
     if not enabled:
       return
     records = read_metrics(self._path)
+    self.last_wall_seconds = max(
+      (record.get('wall_seconds') or 0.0 for record in records), default=0.0
+    )
     self._lines = [
       json.dumps(record) for record in records if record['step'] <= resume_step
     ]
     self._rewrite()
-    # gs:// has no append: there the file is rewritten with each record.
-    self._local = '://' not in os.fspath(folder)
+    self._clock = clock
+    self._sent = clock()
+    self._unsent = False
+    self._events: str | None = None  # local folder of a bucket's event file
+    if '://' in os.fspath(folder):
+      self._events = tempfile.mkdtemp(prefix='onerec_events_')
     self._summary = tensorboardX.SummaryWriter(
-      os.fspath(folder), purge_step=resume_step + 1, flush_secs=30
+      self._events or os.fspath(folder),
+      purge_step=resume_step + 1,
+      flush_secs=30,
     )
 
   def _rewrite(self) -> None:
@@ -171,20 +177,38 @@ class MetricsWriter:
     record = _json_safe({'step': step, **values})
     line = json.dumps(record)
     self._lines.append(line)
-    if self._local:
-      with self._path.open('a') as file:
-        file.write(line + '\n')
-    else:
-      self._rewrite()
     assert self._summary is not None
     for name, value in record.items():
       if name != 'step' and isinstance(value, int | float):
         # TensorBoard allows no '@' in names.
         self._summary.add_scalar(name.replace('@', '_at_'), value, step)
+    if self._events is None:
+      with self._path.open('a') as file:
+        file.write(line + '\n')
+      return
+    self._unsent = True
+    if self._clock() - self._sent >= _SEND_SECONDS:
+      self.flush()
+
+  def flush(self) -> None:
+    """Puts what was written into the bucket; a local folder has it already."""
+    if self._summary is None or self._events is None or not self._unsent:
+      return
+    self._summary.flush()
+    self._rewrite()
+    for path in epath.Path(self._events).iterdir():
+      path.copy(self._path.parent / path.name, overwrite=True)
+    self._unsent = False
+    self._sent = self._clock()
 
   def close(self) -> None:
-    if self._summary is not None:
-      self._summary.close()
+    """Writes what is left."""
+    if self._summary is None:
+      return
+    self.flush()
+    self._summary.close()
+    if self._events is not None:
+      shutil.rmtree(self._events, ignore_errors=True)
 
 
 def duration(seconds: float) -> str:
@@ -223,5 +247,7 @@ def progress_line(
   ]
   if values.get('data_wait_share') is not None:
     parts.append(f'data wait {100 * values["data_wait_share"]:.0f} %')
+  if values.get('goodput') is not None:
+    parts.append(f'goodput {100 * values["goodput"]:.0f} %')
   parts.append(f'ETA {duration(eta_seconds)}')
   return ' · '.join(parts)

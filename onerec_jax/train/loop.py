@@ -28,9 +28,11 @@ from onerec_jax import sharding
 from onerec_jax.objectives import base
 from onerec_jax.train import checkpoints
 from onerec_jax.train import contract as contract_lib
+from onerec_jax.train import goodput
 from onerec_jax.train import log
 from onerec_jax.train import optimizer as optimizer_lib
 from onerec_jax.train import preemption
+from onerec_jax.train import profile
 from onerec_jax.train import state as state_lib
 from onerec_jax.train import step as step_lib
 
@@ -79,6 +81,10 @@ class Job:
   # Model FLOPs (forward and backward) of this process's rows of a batch.
   flops: Callable[[Any], float] | None = None
   batches_per_epoch: int | None = None
+  clock: Callable[[], float] = time.perf_counter  # seconds
+  # clock() since which the time is this training's; None: since no stage of
+  # this process has worked.
+  began: float | None = None
 
 
 class Result(NamedTuple):
@@ -88,7 +94,7 @@ class Result(NamedTuple):
   final: dict[str, Any]  # record of the last step
   best: dict[str, Any] | None  # {'step', 'metric', 'value', 'values'}
   counts: dict[str, float]  # totals over the run, e.g. 'examples'
-  seconds: dict[str, float]  # as in `_new_progress`
+  seconds: dict[str, float]  # of the whole run; see `goodput.NAMES`
 
 
 def _new_progress() -> dict[str, Any]:
@@ -96,10 +102,7 @@ def _new_progress() -> dict[str, Any]:
   return {
     'finished_step': True,  # False: logging and validation of it are due
     'counts': {},
-    # Of the whole run.  'wait' (for data) is part of 'train'.
-    'seconds': dict.fromkeys(
-      ('train', 'wait', 'compile', 'rollout', 'validate', 'checkpoint'), 0.0
-    ),
+    'seconds': goodput.none_spent(),  # of the whole run
     # Since the last log line.
     'interval': {'train': 0.0, 'wait': 0.0, 'compile': 0.0, 'flops': 0.0},
     'totals': None,  # sums since the last log line
@@ -150,6 +153,10 @@ class _Loop:
     self._stop = stop
     self._state = state
     self._progress = _new_progress()
+    self._clock = job.clock
+    self._began = goodput.unclaimed_since() if job.began is None else job.began
+    self._wall_before = 0.0  # seconds of the processes before this one
+    self._profile = profile.Window(job.folder, job.train.profile_steps)
     self._totals: step_lib.Totals | None = None
     self._zeros: step_lib.Totals | None = None
     self._train_step = step_lib.CompiledPerShape(
@@ -160,13 +167,13 @@ class _Loop:
         ema_decay=job.train.ema_decay,
         shardings=state_lib.shardings_of(state),
         mesh=job.mesh,
-      )
+      ),
+      clock=job.clock,
     )
     self._eval_step = step_lib.CompiledPerShape(
-      step_lib.make_eval_step(job.objective, mesh=job.mesh)
+      step_lib.make_eval_step(job.objective, mesh=job.mesh), clock=job.clock
     )
     self._compiled_seconds = 0.0
-    self._profiling = False
 
   # --- The loop ---
 
@@ -178,11 +185,12 @@ class _Loop:
       resume_step=step if self._progress['finished_step'] else step - 1,
       enabled=jax.process_index() == 0,
     )
+    self._book_start(self._writer.last_wall_seconds)
     try:
       if not self._progress['finished_step']:
         self._finish_step(step)
       while step < job.train.num_steps:
-        self._profile(step)
+        self._profile.before(step + 1, self._state.params)
         try:
           self._one_step()
         except preemption.StopRequested:
@@ -191,10 +199,14 @@ class _Loop:
         self._finish_step(step)
         if self._stop.requested():
           self._preempt(step)
-      self._profile(step, end=True)
+      start = self._clock()
       self._saver.wait()
+      self._progress['seconds']['checkpoint'] += self._clock() - start
+      self._book_wall()
     finally:
+      self._profile.close()
       self._writer.close()
+      goodput.claim()
     return Result(
       state=self._state,
       final=self._progress['last_record'],
@@ -212,20 +224,37 @@ class _Loop:
     self._state = saved.state
     self._job.batches.set_state(saved.data)
     self._progress = saved.progress
+    self._progress['seconds'] = {
+      **goodput.none_spent(),
+      **saved.progress['seconds'],
+    }
     step = int(saved.state.step)
     logging.info('continuing from the checkpoint of step %d', step)
     return step
 
+  def _book_start(self, last_wall_seconds: float) -> None:
+    """Books what the process before lost, and this one's time until now."""
+    seconds = self._progress['seconds']
+    lost = max(last_wall_seconds - seconds['wall'], 0.0)
+    seconds['lost'] += lost
+    seconds['start'] += self._clock() - self._began
+    self._wall_before = seconds['wall'] + lost
+    self._book_wall()
+
+  def _book_wall(self) -> None:
+    spent = self._clock() - self._began
+    self._progress['seconds']['wall'] = self._wall_before + spent
+
   def _one_step(self) -> None:
     job, interval = self._job, self._progress['interval']
-    start = time.perf_counter()
+    start = self._clock()
     if job.prepare is not None:
       job.prepare(self._state, self._stop.poll)
-      now = time.perf_counter()
+      now = self._clock()
       self._progress['seconds']['rollout'] += now - start
       start = now
     local = next(job.batches)
-    interval['wait'] += time.perf_counter() - start
+    interval['wait'] += self._clock() - start
     batch = sharding.place_batch(local, job.mesh)
     if self._totals is None:
       self._start_totals(batch)
@@ -235,11 +264,11 @@ class _Loop:
       self._state, self._totals, job.frozen, batch
     )
     compiled = self._compile_seconds()
-    interval['train'] += time.perf_counter() - start - compiled
+    interval['train'] += self._clock() - start - compiled
 
   def _start_totals(self, batch: Any) -> None:
     job, state = self._job, self._state
-    start = time.perf_counter()
+    start = self._clock()
     zeros = step_lib.zero_totals(
       job.objective,
       state.params,
@@ -251,7 +280,7 @@ class _Loop:
     self._zeros = jax.device_get(zeros)
     saved = self._progress['totals']
     self._totals = zeros if saved is None else self._placed(saved)
-    self._train_step.seconds += time.perf_counter() - start
+    self._train_step.seconds += self._clock() - start
 
   def _placed(self, leaves: Any) -> step_lib.Totals:
     """Returns fresh device sums from the leaves (lists) of host sums."""
@@ -305,7 +334,7 @@ class _Loop:
 
   def _fetch_totals(self) -> step_lib.Totals:
     """Waits for the device and returns the sums; raises on a bad step."""
-    start = time.perf_counter()
+    start = self._clock()
     if self._totals is None:  # nothing has run since the restart
       if self._job.prepare is not None:
         self._job.prepare(self._state, self._stop.poll)
@@ -315,7 +344,7 @@ class _Loop:
       )
       self._job.batches.set_state(batch_state)
     host = jax.device_get(self._totals)
-    self._progress['interval']['train'] += time.perf_counter() - start
+    self._progress['interval']['train'] += self._clock() - start
     if int(host.bad_step):
       self._stop_non_finite(host)
     return host
@@ -359,6 +388,9 @@ class _Loop:
       record['epoch'] = step / job.batches_per_epoch
     seconds['train'] += interval['train']
     seconds['wait'] += interval['wait']
+    self._book_wall()
+    record['goodput'] = goodput.share(seconds)
+    record['wall_seconds'] = seconds['wall']
     progress['interval'] = dict.fromkeys(interval, 0.0)
     progress['totals'] = None
     zeros = jax.tree.leaves(self._zeros)
@@ -382,7 +414,7 @@ class _Loop:
   def _validate(self, step: int) -> dict[str, Any]:
     """Returns validation figures, of the averaged parameters if there are."""
     job, state = self._job, self._state
-    start = time.perf_counter()
+    start = self._clock()
     params = state.params if state.ema_params is None else state.ema_params
     record: dict[str, Any] = {}
     if job.valid_batches is not None:
@@ -400,7 +432,7 @@ class _Loop:
         record[f'valid/{name}'] = value
     if job.evaluate is not None:
       record.update(job.evaluate(params, state.model_state, self._stop.poll))
-    spent = time.perf_counter() - start - self._compile_seconds()
+    spent = self._clock() - start - self._compile_seconds()
     self._progress['seconds']['validate'] += spent
     if not math.isfinite(record.get(job.best_metric, math.nan)):
       raise ValueError(
@@ -428,8 +460,11 @@ class _Loop:
   # --- Saving and stopping ---
 
   def _save(self, step: int, *, finished: bool = True) -> None:
-    start = time.perf_counter()
+    start = self._clock()
     host = jax.device_get(self._totals)
+    # A restart from this checkpoint must find the lines before it.
+    self._writer.flush()
+    self._book_wall()
     progress = {
       **self._progress,
       'finished_step': finished,
@@ -442,7 +477,7 @@ class _Loop:
       progress=progress,
       best_step=(self._progress['best'] or {}).get('step'),
     )
-    self._progress['seconds']['checkpoint'] += time.perf_counter() - start
+    self._progress['seconds']['checkpoint'] += self._clock() - start
 
   def _preempt(self, step: int, *, finished: bool = True) -> None:
     if self._totals is not None:  # else nothing was done since the restart
@@ -457,16 +492,3 @@ class _Loop:
       os.fspath(self._job.folder),
     )
     raise preemption.Preempted(preemption.PREEMPTED_STATUS)
-
-  def _profile(self, step: int, *, end: bool = False) -> None:
-    """Starts and stops the profiler trace of `profile_steps`."""
-    steps = self._job.train.profile_steps
-    if not steps:
-      return
-    if self._profiling and (end or step > steps[1]):
-      jax.block_until_ready(self._state.params)
-      jax.profiler.stop_trace()
-      self._profiling = False
-    elif not self._profiling and not end and steps[0] == step:
-      jax.profiler.start_trace(os.fspath(self._job.folder / 'profile'))
-      self._profiling = True

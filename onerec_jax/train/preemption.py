@@ -10,11 +10,13 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
+from onerec_jax import distributed
+
 # Exit status after SIGTERM and a checkpoint: run the same command again.
 PREEMPTED_STATUS = 42
 
 
-class Preempted(SystemExit):
+class Preempted(distributed.AgreedExit):
   """The run was asked to stop (SIGTERM), saved its state and ended."""
 
 
@@ -23,11 +25,16 @@ class StopRequested(Exception):
 
 
 class StopSignal:
-  """Notes SIGTERM; asks all processes when there are several."""
+  """Notes SIGTERM; asks all processes when there are several.
+
+  Every process must ask equally often: they stop at the same question.
+  """
+
+  # Of the whole job: JAX takes the largest number of all processes, plus one.
+  _polls = 0
 
   def __init__(self) -> None:
     self._received = False
-    self._polls = 0
     self._previous: Any = None
     self._installed = False
 
@@ -51,8 +58,8 @@ class StopSignal:
     """Returns whether to stop; the same on all processes."""
     if jax.process_count() == 1:
       return self._received
-    self._polls += 1
-    return multihost_utils.reached_preemption_sync_point(self._polls)
+    StopSignal._polls += 1
+    return multihost_utils.reached_preemption_sync_point(StopSignal._polls)
 
   def poll(self) -> None:
     """Raises StopRequested if the run is to stop."""

@@ -18,6 +18,7 @@ from onerec_jax import config
 from onerec_jax import workdir
 from onerec_jax.data import pipeline
 from onerec_jax.stages import pretrain
+from onerec_jax.stages import training_setup
 from onerec_jax.train import checkpoints
 from onerec_jax.train import loop
 
@@ -101,7 +102,7 @@ def main(folder: str, output: str, kill: str | None = None) -> None:
     results.append(train(*args))
     return results[-1]
 
-  pretrain.loop = types.SimpleNamespace(train=keep, Job=loop.Job)
+  training_setup.loop = types.SimpleNamespace(train=keep, Job=loop.Job)
   pretrain.run(experiment(), workdir.Workdir(folder))
   leaves = jax.tree.leaves(jax.device_get(results[-1].state))
   np.savez(output, *leaves)

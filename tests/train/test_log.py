@@ -8,13 +8,6 @@ from onerec_jax import batch
 from onerec_jax.train import log
 
 
-def test_peak_is_looked_up_by_the_longest_prefix():
-  assert log.peak_flops('TPU v5 lite') == 197e12
-  assert log.peak_flops('TPU v5p') == 459e12
-  assert log.peak_flops('NVIDIA H200') == 989e12
-  assert log.peak_flops('cpu') is None
-
-
 def test_utilisation_is_the_share_of_the_peak():
   # Half of 197 TFLOP/s on 4 chips for 2 s.
   flops = 0.5 * 197e12 * 4 * 2.0

@@ -14,6 +14,7 @@ from onerec_jax import config
 from onerec_jax import sharding
 from onerec_jax.objectives import base
 from onerec_jax.train import checkpoints
+from onerec_jax.train import log
 from onerec_jax.train import loop
 from onerec_jax.train import preemption
 
@@ -25,7 +26,10 @@ def _same_bits(a, b):
 
 def _deterministic(records):
   """Records without what depends on the clock."""
-  clock = ('per_second', 'data_wait_share', 'compile_seconds')
+  clock = (
+    'per_second', 'data_wait_share', 'compile_seconds', 'goodput',
+    'wall_seconds',
+  )  # fmt: skip
   return [
     {k: v for k, v in r.items() if not k.endswith(clock)} for r in records
   ]
@@ -354,3 +358,24 @@ def test_an_objective_without_state_or_counts_trains(toy, tmp_path):
   assert int(result.state.step) == 25
   assert result.state.model_state is None
   assert json.loads(json.dumps(result.final))
+
+
+def test_metrics_are_in_the_bucket_before_the_checkpoint(
+  toy, tmp_path, monkeypatch
+):
+  # A restart drops what was logged after its checkpoint, not before it.
+  calls = []
+  save = checkpoints.Checkpointer.save
+  monkeypatch.setattr(
+    checkpoints.Checkpointer,
+    'save',
+    lambda self, step, *a, **k: (
+      calls.append(f'save {step}'), save(self, step, *a, **k),
+    )[1],
+  )  # fmt: skip
+  monkeypatch.setattr(
+    log.MetricsWriter, 'flush', lambda self: calls.append('flush')
+  )
+  toy.run(tmp_path, train=toy.config_with(num_steps=10))
+  # The last one is that of closing.
+  assert calls == ['flush', 'save 5', 'flush', 'save 10', 'flush']

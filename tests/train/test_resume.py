@@ -41,7 +41,10 @@ def _run(folder, output, *kill):
 
 def _records(folder):
   """Records without what depends on the clock."""
-  clock = ('per_second', 'data_wait_share', 'compile_seconds', 'mfu')
+  clock = (
+    'per_second', 'data_wait_share', 'compile_seconds', 'goodput',
+    'wall_seconds', 'mfu',
+  )  # fmt: skip
   records = log.read_metrics(epath.Path(folder) / 'pretrain' / log.METRICS)
   return [
     {k: v for k, v in r.items() if not k.endswith(clock)} for r in records
