@@ -4,7 +4,7 @@ VENV   ?= .venv
 # Huge pages for large buffers: ~10 % less CPU time on Linux, ignored elsewhere.
 RUN     = GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(VENV)/bin/python -m onerec_jax.main
 
-.PHONY: quickstart test smoke lint types pytest results clean
+.PHONY: quickstart test smoke gpu-debug lint types pytest results clean
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"onerec_jax needs Python 3.11 or newer, $(PYTHON) is {v[0]}.{v[1]}. Try: make PYTHON=python3.12 $(MAKECMDGOALS)")'
@@ -25,6 +25,14 @@ smoke: $(VENV)/.runtime  ## every stage on a simulated world, no download
 	rm -rf runs/smoke runs/smoke_tr
 	$(RUN) run --config=experiments/smoke.py:v1 --workdir=runs/smoke
 	$(RUN) run --config=experiments/smoke.py:tr --workdir=runs/smoke_tr
+
+$(VENV)/.gpu: $(VENV)/.runtime
+	! command -v nvidia-smi >/dev/null || $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check 'jax[cuda13]'
+	@touch $@
+
+gpu-debug: $(VENV)/.gpu  ## the quickstart's training on one GPU, with a profile
+	rm -rf runs/gpu_debug
+	$(VENV)/bin/python -m experiments.gpu_debug
 
 test: lint types pytest  ## everything CI runs
 

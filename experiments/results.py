@@ -60,6 +60,7 @@ _BLOCKS: dict[str, Callable[[], str]] = {
   ),
   'tokenizer': result_tables.tokenizer,
   'speed': summary.table,
+  'measured_speed': lambda: summary.table(measured_only=True),
 }
 
 # --- Pages ------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """Frozen dataclasses to and from nested dictionaries and ConfigDicts.
 
 Generic: knows no setting.  Unknown keys and wrong types are errors that name
-the path and the nearest known key.  Imports no JAX.
+the path and the nearest known key.  Imports no JAX, and ml_collections only
+where a ConfigDict is made: models train without it.
 """
 
 import dataclasses
@@ -13,9 +14,6 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 from typing import Literal
-
-import ml_collections
-from ml_collections import config_dict
 
 
 def to_dict(value: Any) -> Any:
@@ -48,8 +46,11 @@ def merge(values: Mapping[str, Any], changes: Mapping[str, Any]) -> Any:
   return result
 
 
-def to_config_dict(value: Any) -> ml_collections.ConfigDict:
+def to_config_dict(value: Any) -> Any:
   """Returns a dataclass as a locked ConfigDict, ready to be changed."""
+  import ml_collections
+  from ml_collections import config_dict
+
   result = ml_collections.ConfigDict()
   hints = typing.get_type_hints(type(value))
   for field in dataclasses.fields(value):
@@ -95,7 +96,7 @@ def build(cls: Any, values: Mapping[str, Any], path: str) -> Any:
 def _convert(hint: Any, value: Any, path: str) -> Any:
   """Returns `value` as type `hint`, or raises naming `path`."""
   origin, args = typing.get_origin(hint), typing.get_args(hint)
-  if isinstance(value, ml_collections.ConfigDict):
+  if hasattr(value, 'to_dict'):  # a ConfigDict
     value = value.to_dict()
   if origin in (types.UnionType, typing.Union):
     if value is None:

@@ -2,7 +2,8 @@
 
 COMMAND is a stage (prepare, embed, tokenize, pretrain, reward, align, evaluate,
 report), `run` for all stages the experiment lists, `sweep` for all rows of its
-table, `recommend`, or `validate-data`.
+table, `recommend`, `validate-data`, or `aot` (compile for a TPU slice without
+one).
 Dispatch, stage book-keeping and error messages; no recommender logic.
 """
 
@@ -41,7 +42,53 @@ _HISTORY = flags.DEFINE_list(
 )
 _TOP_K = flags.DEFINE_integer('top_k', 10, 'recommend: items per user.')
 _OUTPUT = flags.DEFINE_string(
-  'output', None, 'recommend: also write .parquet, .csv or .jsonl here.'
+  'output',
+  None,
+  'recommend: also write .parquet, .csv or .jsonl here; aot: a .json.',
+)
+_DISTRIBUTED = flags.DEFINE_enum(
+  'distributed',
+  'auto',
+  ['auto', 'off'],
+  'auto: one job with the other processes of a Cloud TPU pod or another cluster'
+  ' that JAX knows, else alone; off: alone.',
+)
+_COORDINATOR = flags.DEFINE_string(
+  'coordinator',
+  None,
+  'host:port of process 0, for processes that JAX cannot find by itself; with'
+  ' --num_processes and --process_id.',
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+  'num_processes', None, 'Processes of the job; see --coordinator.'
+)
+_PROCESS_ID = flags.DEFINE_integer(
+  'process_id', None, 'Of this process, from 0; see --coordinator.'
+)
+_PROFILE_STEPS = flags.DEFINE_string(
+  'profile_steps',
+  None,
+  'Training stages: FIRST:LAST, e.g. 10:15, to trace into their profile/ (read'
+  ' it with python -m onerec_jax.train.profile FOLDER).',
+)
+_TOPOLOGY = flags.DEFINE_string(
+  'topology', None, 'aot: TPU slice to compile for, e.g. v6e-16 or v5p-128.'
+)
+_SLICES = flags.DEFINE_integer('slices', 1, 'aot: equal slices of the job.')
+_MODE = flags.DEFINE_enum(
+  'mode',
+  'train',
+  ['train', 'dpo', 'ecpo', 'decode'],
+  'aot: a step of pretrain, align or reinforce, or beam search.',
+)
+_NUM_ITEMS = flags.DEFINE_integer(
+  'num_items', None, 'aot: items of the assumed catalogue (default: 1e6).'
+)
+_SERIALIZE = flags.DEFINE_string(
+  'serialize', None, 'aot: file for the executable.'
+)
+_LIBTPU_FLAGS = flags.DEFINE_bool(
+  'libtpu_flags', True, 'aot: compile with the flags of tpu/flags.'
 )
 _TRACEBACK = flags.DEFINE_bool(
   'traceback', False, 'Show the whole traceback of an error in the input.'
@@ -53,6 +100,7 @@ _COMMANDS = (
   'sweep',
   'recommend',
   'validate-data',
+  'aot',
 )
 
 
@@ -92,14 +140,64 @@ def _main(argv: list[str]) -> None:
 
     print(validation.describe(experiment.data))
     return
+  if command == 'aot':
+    _compile_ahead_of_time(experiment)
+    return
   if workdir is None:
     raise ValueError(f'{command} needs --workdir, e.g. runs/{experiment.name}')
 
   # Imported late: reading a recipe or an error must not wait for JAX.
+  from onerec_jax import distributed
+
+  distributed.initialize(
+    'off' if _DISTRIBUTED.value == 'off' else 'auto',
+    coordinator=_COORDINATOR.value,
+    num_processes=_NUM_PROCESSES.value,
+    process_id=_PROCESS_ID.value,
+  )
+  if not distributed.is_main():
+    logging.set_verbosity(logging.WARNING)
+  with distributed.job(workdir.root, explain=_explanation):
+    _execute(command, experiment, workdir)
+
+
+def _compile_ahead_of_time(experiment: config_lib.Experiment) -> None:
+  """Exits with 2 if the program does not fit."""
+  from onerec_jax import aot
+
+  if _TOPOLOGY.value is None:
+    raise ValueError(
+      'aot needs --topology with the name of a TPU slice, e.g. v6e-16.'
+    )
+  status = aot.run(
+    experiment,
+    topology=_TOPOLOGY.value,
+    slices=_SLICES.value,
+    mode=_MODE.value,
+    output=_OUTPUT.value,
+    serialize=_SERIALIZE.value,
+    num_items=_NUM_ITEMS.value or aot.NUM_ITEMS,
+    flags=_LIBTPU_FLAGS.value,
+  )
+  if status:
+    sys.exit(status)
+
+
+def _execute(
+  command: str,
+  experiment: config_lib.Experiment,
+  workdir: workdir_lib.Workdir,
+) -> None:
+  """Runs a command that needs JAX."""
   from onerec_jax.stages import runner
 
-  _use_compile_cache()
+  _use_compile_cache(workdir)
+  if _PROFILE_STEPS.value is not None:
+    from onerec_jax.train import profile
 
+    experiment = profile.with_steps(
+      experiment, profile.parse_steps(_PROFILE_STEPS.value)
+    )
   if command == 'recommend':
     from onerec_jax.stages import recommend
 
@@ -117,7 +215,9 @@ def _main(argv: list[str]) -> None:
 
     sweep.run(experiment, workdir)
     return
-  stages = experiment.stages if command == 'run' else (command,)
+  stages: tuple[config_lib.Stage, ...] = experiment.stages
+  if command != 'run':
+    stages = tuple(s for s in config_lib.STAGES if s == command)
   start = time.perf_counter()
   runner.run_stages(experiment, workdir, stages, resume=command == 'run')
   logging.info(
@@ -128,12 +228,13 @@ def _main(argv: list[str]) -> None:
   )
 
 
-def _use_compile_cache() -> None:
+def _use_compile_cache(workdir: workdir_lib.Workdir) -> None:
   """Keeps compiled programs between runs, unless JAX was told where itself.
 
   Every round of alignment, every restart and every row of a sweep compiles the
   same programs again.  Programs are bound to the processor they were made on,
-  so its features name the folder.
+  so its features name the folder.  Of several processes the first alone writes
+  (JAX's rule), so theirs is in the work directory that all of them see.
   """
   import jax
 
@@ -148,6 +249,10 @@ def _use_compile_cache() -> None:
     features += next((line for line in lines if line.startswith('flags')), '')
   name = hashlib.sha256(features.encode()).hexdigest()[:8]
   folder = fetch.cache_folder() / f'compiled-{name}'
+  # A spot VM loses its disk, and with it all that was compiled.
+  remote = jax.default_backend() == 'tpu' and '://' in os.fspath(workdir.root)
+  if jax.process_count() > 1 or remote:
+    folder = workdir.root / f'.compiled-{name}'
   jax.config.update('jax_compilation_cache_dir', str(folder))
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
 
@@ -161,6 +266,14 @@ def _raised_by_us(error: BaseException) -> bool:
   )
 
 
+def _explanation(error: BaseException) -> str | None:
+  """Returns one line for an error in the input; None: show the traceback."""
+  expected = isinstance(error, ValueError | FileNotFoundError)
+  if not expected or _TRACEBACK.value or not _raised_by_us(error):
+    return None
+  return f'error: {error}'
+
+
 def main(argv: list[str]) -> None:
   """Runs the command; an input error prints its message and exits with 2."""
   logging.set_verbosity(logging.INFO)
@@ -170,9 +283,10 @@ def main(argv: list[str]) -> None:
   try:
     _main(argv)
   except (ValueError, FileNotFoundError) as error:
-    if _TRACEBACK.value or not _raised_by_us(error):
+    explanation = _explanation(error)
+    if explanation is None:
       raise
-    print(f'error: {error}', file=sys.stderr)
+    print(explanation, file=sys.stderr)
     sys.exit(2)
 
 

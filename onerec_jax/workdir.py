@@ -5,6 +5,7 @@ atomically.  started.json says with which settings the stage was begun.  Local
 paths and gs:// alike (etils.epath).
 """
 
+import importlib.util
 import json
 import os
 import uuid
@@ -12,7 +13,9 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
+import fsspec
 from etils import epath
+from fsspec import config as fsspec_config
 
 CONFIG = 'config.json'
 RESULT = 'result.json'
@@ -20,6 +23,39 @@ STARTED = 'started.json'
 
 # Stages whose folder is named after what it holds.
 FOLDERS = {'prepare': 'data', 'tokenize': 'tokenizer'}
+
+
+# Address scheme -> fsspec's name of its file system.
+_STORES = {'gs': 'gcs', 's3': 's3', 'az': 'az'}
+# The hosts of a job write for each other: a listing that one of them remembered
+# would hide for ever what another writes later, or cut it at its old length.
+for _store in _STORES.values():
+  fsspec_config.conf.setdefault(_store, {}).setdefault(
+    'use_listings_cache', False
+  )
+
+
+def check_reachable(path: str) -> None:
+  """Raises ValueError for a path that would not lead where it says.
+
+  Without this, 'gcs://b' is a folder of this machine named 'gcs:', and gs://
+  fails wherever it is read first.
+  """
+  scheme, found, _ = path.partition('://')
+  if not found:
+    return
+  if scheme not in _STORES:
+    raise ValueError(
+      f'{path} begins with {scheme}://, expected a local path or gs://, e.g.'
+      ' gs://bucket/folder.'
+    )
+  if importlib.util.find_spec('tensorflow') is None:  # etils prefers it
+    try:
+      fsspec.get_filesystem_class(_STORES[scheme])
+    except ImportError as error:
+      raise ValueError(
+        f'{path} cannot be reached: {error}, e.g. python -m pip install gcsfs'
+      ) from error
 
 
 def write_json(path: epath.Path, value: Any) -> None:
@@ -50,6 +86,7 @@ class Workdir:
     folders: Mapping[str, epath.Path] | None = None,
   ):
     text = os.fspath(root)
+    check_reachable(text)
     # Checkpoints refuse relative paths; a bucket's path is absolute already.
     self.root = epath.Path(text if '://' in text else os.path.abspath(text))
     self._folders = dict(folders or {})

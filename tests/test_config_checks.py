@@ -37,6 +37,11 @@ def test_the_settings_that_are_broken_below_are_good(values):
       'no events to read',
     ),
     ({'model': {'pathways': {'age_dim': -1}}}, 'age_dim=-1'),
+    ({'model': {'pathways': {'hidden_dim': 0}}}, 'hidden_dim=0'),
+    ({'pretrain': {'profile_steps': (5, 4)}}, r'profile_steps=\(5, 4\)'),
+    ({'pretrain': {'profile_steps': (0, 4)}}, 'counted from 1'),
+    ({'pretrain': {'profile_steps': (4,)}}, 'must be empty or'),
+    ({'evaluate': {'parameter_dtype': 'float16'}}, "'bfloat16'"),
     ({'model': {'history_recency': True}}, 'history_recency=True'),
     ({'model': {'user_buckets': 5}}, 'user_buckets=5'),
     (

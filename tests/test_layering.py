@@ -14,7 +14,9 @@ _LEVELS = {
   'config': 0,
   'batch': 0,
   'workdir': 0,
+  'accelerators': 0,
   'sharding': 0.5,  # of the base, but reads config.MeshConfig
+  'distributed': 0.6,  # places rows on meshes
   'ops': 1,
   'losses': 1,
   'metrics': 1,
@@ -27,6 +29,7 @@ _LEVELS = {
   'decoding': 3,
   'train': 4,
   'stages': 5,
+  'aot': 5.5,
   'main': 6,
 }
 

@@ -5,16 +5,18 @@ days as timestamps, so reviews of one day keep the order of the file.
 """
 
 import ast
+import contextlib
 import gzip
+import io
 import json
 import os
-import pathlib
 import re
 from collections.abc import Iterator
 from collections.abc import Sequence
 from typing import Any
 
 import polars as pl
+from etils import epath
 
 from onerec_jax.data import columns
 from onerec_jax.data import schema
@@ -49,7 +51,7 @@ def read_sequences(
     DataError: a line is wrong; names file and line.
     FileNotFoundError: there is no sequence file.
   """
-  folder = pathlib.Path(path)
+  folder = epath.Path(path)
   names = [f'{variant}.sequences.txt', f'{variant}.txt']
   names = names if variant else ['sequential_data.txt']
   file = _first_existing(folder, names)
@@ -79,7 +81,7 @@ def read_sequences(
   )
 
 
-def _read_sequence_file(file: pathlib.Path) -> pl.DataFrame:
+def _read_sequence_file(file: epath.Path) -> pl.DataFrame:
   text = file.read_text()
   lines = pl.DataFrame({'line': text.split('\n')}).with_row_index('row')
   cells = lines.select(
@@ -120,7 +122,7 @@ def _read_sequence_file(file: pathlib.Path) -> pl.DataFrame:
 
 
 def _sequence_items(
-  folder: pathlib.Path, variant: str | None, interactions: pl.DataFrame
+  folder: epath.Path, variant: str | None, interactions: pl.DataFrame
 ) -> pl.DataFrame | None:
   file = folder / f'{variant}.items.jsonl'
   if file.exists():
@@ -189,7 +191,7 @@ def read_reviews(
       "data.source='amazon_reviews' needs data.variant, the category in the"
       " file names, e.g. 'Beauty' for reviews_Beauty_5.json.gz."
     )
-  folder = pathlib.Path(path)
+  folder = epath.Path(path)
   stems = [
     f'reviews_{variant}_5.json',
     f'reviews_{variant}.json',
@@ -218,9 +220,12 @@ def read_reviews(
   )
 
 
-def _read_review_file(file: pathlib.Path) -> pl.DataFrame:
+def _read_review_file(file: epath.Path) -> pl.DataFrame:
   try:
-    frame = pl.read_ndjson(file, schema=_REVIEW_KEYS)
+    # Polars reads local files itself, and decompresses them.
+    is_remote = '://' in str(file)
+    source = io.BytesIO(_contents(file)) if is_remote else str(file)
+    frame = pl.read_ndjson(source, schema=_REVIEW_KEYS)
   except pl.exceptions.PolarsError:
     # Python literals, or a broken line: slower, but it can tell which line.
     rows = [
@@ -255,7 +260,7 @@ def _read_review_file(file: pathlib.Path) -> pl.DataFrame:
 
 
 def _read_meta(
-  file: pathlib.Path, wanted: set[str], counts: dict[str, int]
+  file: epath.Path, wanted: set[str], counts: dict[str, int]
 ) -> pl.DataFrame:
   rows: dict[str, dict[str, Any]] = {}
   counts['metadata_lines_of_other_items'] = 0
@@ -296,7 +301,7 @@ def _meta_item(row: dict[str, Any]) -> dict[str, Any]:
   }
 
 
-def _first_existing(folder: pathlib.Path, names: Sequence[str]) -> pathlib.Path:
+def _first_existing(folder: epath.Path, names: Sequence[str]) -> epath.Path:
   for name in names:
     if (folder / name).exists():
       return folder / name
@@ -306,16 +311,24 @@ def _first_existing(folder: pathlib.Path, names: Sequence[str]) -> pathlib.Path:
   )
 
 
-def _lines(file: pathlib.Path) -> Iterator[tuple[int, str]]:
+def _contents(file: epath.Path) -> bytes:
+  data = file.read_bytes()
+  return gzip.decompress(data) if file.suffix == '.gz' else data
+
+
+def _lines(file: epath.Path) -> Iterator[tuple[int, str]]:
   """Yields (1-based number, text) of the lines that are not blank."""
-  opener = gzip.open if file.suffix == '.gz' else open
-  with opener(file, 'rt', encoding='utf-8') as stream:
-    for number, line in enumerate(stream, start=1):
+  with contextlib.ExitStack() as stack:
+    stream: Any = stack.enter_context(file.open('rb'))
+    if file.suffix == '.gz':
+      stream = stack.enter_context(gzip.open(stream))
+    lines = stack.enter_context(io.TextIOWrapper(stream, encoding='utf-8'))
+    for number, line in enumerate(lines, start=1):
       if line.strip():
         yield number, line
 
 
-def _json_objects(file: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _json_objects(file: epath.Path) -> Iterator[tuple[int, dict[str, Any]]]:
   """Yields (line number, object); raises once, naming up to 20 bad lines."""
   problems: list[schema.Problem] = []
   for number, line in _lines(file):
@@ -329,7 +342,7 @@ def _json_objects(file: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
     raise schema.DataError(problems)
 
 
-def _parse(line: str, file: pathlib.Path, number: int) -> dict[str, Any]:
+def _parse(line: str, file: epath.Path, number: int) -> dict[str, Any]:
   try:
     value = json.loads(line)
   except ValueError:

@@ -5,6 +5,7 @@ the same global batches and a resumed run continues with the next number.
 Pure NumPy; reads the index of an example file only.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +13,9 @@ from jaxtyping import Int
 from jaxtyping import UInt64
 
 from onerec_jax.data import examples
+
+# From a batch size to the rows that this process makes, in order.
+OwnRows = Callable[[int], Int[np.ndarray, ' rows']]
 
 # Separate random streams of one seed.
 _OFFSETS, _EXAMPLES, _BATCHES = range(3)

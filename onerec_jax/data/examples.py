@@ -8,8 +8,10 @@ examples/*.arrayrecord and *.index.npz.  What is a target is decided before
 import copy
 import dataclasses
 import os
+import shutil
 import tempfile
 import uuid
+import weakref
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Sequence
@@ -219,6 +221,14 @@ def read_index(path: str | os.PathLike[str]) -> ExampleIndex:
   )
 
 
+class _LocalFolder:
+  """A temporary folder that goes with the last store that holds it."""
+
+  def __init__(self) -> None:
+    self.name = tempfile.mkdtemp(prefix='onerec_examples_')
+    weakref.finalize(self, shutil.rmtree, self.name, ignore_errors=True)
+
+
 class ExampleStore:
   """Random access to the records of one example file.
 
@@ -266,7 +276,7 @@ class ExampleStore:
   def _open(self) -> Any:  # type checkers see no methods on the library's class
     local = os.fspath(self.path)
     if '://' in local:  # the library reads local files only
-      self._folder = tempfile.TemporaryDirectory()
+      self._folder = _LocalFolder()
       local = os.path.join(self._folder.name, self.path.name)
       self.path.copy(local)
     if not self.index.num_events.size:

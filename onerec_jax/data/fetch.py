@@ -34,8 +34,17 @@ _TIMEOUT_SECONDS = 300
 
 
 def cache_folder() -> pathlib.Path:
-  """Returns $ONEREC_CACHE, or ~/.cache/onerec_jax where it is not set."""
+  """Returns $ONEREC_CACHE, or ~/.cache/onerec_jax where it is not set.
+
+  Raises:
+    ValueError: it is not on this machine.
+  """
   chosen = os.environ.get('ONEREC_CACHE')
+  if chosen and '://' in chosen:
+    raise ValueError(
+      f'ONEREC_CACHE={chosen} must be a folder of this machine, e.g.'
+      ' /tmp/onerec; --workdir may be in a bucket.'
+    )
   if chosen:
     return pathlib.Path(chosen).expanduser()
   return pathlib.Path.home() / '.cache' / 'onerec_jax'

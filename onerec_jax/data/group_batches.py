@@ -112,6 +112,10 @@ class GroupPlan:
     # 0.07 * 100 is a little more than 7.
     return math.ceil(round(self._rate, 6))
 
+  def padded_rows(self, multiple: int) -> int:
+    """Returns the room for groups in every batch, filler included."""
+    return -(-self.rows_per_step // multiple) * multiple
+
   def before(self, step: int) -> int:
     """Returns the number of groups of all steps before `step`."""
     return math.ceil(round(step * self._rate, 6))
@@ -146,8 +150,7 @@ class GroupBatches:
     plan: which groups belong to which step.
     history_length: of the groups' users, items.
     multiple: rows per step are a multiple of this, for the mesh.
-    process_index: this process.
-    process_count: each process holds its part of the rows.
+    own_rows: from the rows of a step to those that this process makes.
   """
 
   def __init__(
@@ -158,16 +161,14 @@ class GroupBatches:
     *,
     history_length: int,
     multiple: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    own_rows: batch_plan.OwnRows = np.arange,
   ):
     self._sessions = sessions
     self._store = store
     self._plan = plan
     self._history_length = history_length
-    self.rows_per_step = -(-plan.rows_per_step // multiple) * multiple
-    part = self.rows_per_step // process_count
-    self._mine = slice(process_index * part, (process_index + 1) * part)
+    self.rows_per_step = plan.padded_rows(multiple)
+    self._mine = own_rows(self.rows_per_step)
     self._next = 0
     self._groups: Groups | None = None
     self._steps = range(0)

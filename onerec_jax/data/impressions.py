@@ -261,7 +261,7 @@ class _BatchSource:
     impressions: Impressions,
     plan: ImpressionPlan,
     contexts: Contexts,
-    rows: slice,
+    rows: Int[np.ndarray, ' rows'],
   ):
     self._impressions = impressions
     self._plan = plan
@@ -295,30 +295,22 @@ def train_batches(
   *,
   train: config.TrainConfig,
   seed: int,
-  process_index: int = 0,
-  process_count: int = 1,
+  own_rows: batch_plan.OwnRows = np.arange,
 ) -> grain.DatasetIterator:
   """Returns an endless, shuffled iterator of `LabelledBatch`.
 
-  Each process gets B / process_count rows.  Its state is {'next_index':
-  number of the next global batch}; after `set_state` it goes on with
-  bit-identical batches.
+  Each process makes the rows `own_rows(B)`, by default all.  Its state is
+  {'next_index': number of the next global batch}; after `set_state` it goes on
+  with bit-identical batches.
 
   Raises:
-    ValueError: nothing to train on, or B is not divisible by process_count.
+    ValueError: there is nothing to train on.
   """
-  if train.batch_size % process_count:
-    raise ValueError(
-      f'p_score.batch_size={train.batch_size} cannot be split over'
-      f' {process_count} processes; use'
-      f' {-(-train.batch_size // process_count) * process_count}.'
-    )
-  rows = train.batch_size // process_count
   source = _BatchSource(
     impressions,
     train_plan(impressions, train=train, seed=seed),
     contexts,
-    slice(process_index * rows, (process_index + 1) * rows),
+    own_rows(train.batch_size),
   )
   prefetch = train.pipeline.prefetch_batches
   options = grain.ReadOptions(
@@ -328,11 +320,23 @@ def train_batches(
 
 
 def eval_batches(
-  impressions: Impressions, contexts: Contexts, *, batch_size: int
+  impressions: Impressions,
+  contexts: Contexts,
+  *,
+  batch_size: int,
+  own_rows: batch_plan.OwnRows = np.arange,
 ) -> Iterator[batch_lib.LabelledBatch]:
-  """Yields every impression once, in order; the last batch has filler rows."""
+  """Yields every impression once, in order; the last batch has filler rows.
+
+  Args:
+    impressions: to be taken.
+    contexts: makes what is read of the users.
+    batch_size: global.
+    own_rows: from batch_size to the rows that this process makes.
+  """
+  mine = own_rows(batch_size)
   count = len(impressions.users)
   for first in range(0, count, batch_size):
     rows = np.arange(first, first + batch_size)
     rows[rows >= count] = -1
-    yield labelled_batch(impressions, rows, contexts)
+    yield labelled_batch(impressions, rows[mine], contexts)

@@ -206,11 +206,7 @@ class ItemPairBatches:
     captions: of all items, or None.
     batch_size: global: summed over all processes.
     seed: of the order.
-    process_index: of this process.
-    process_count: processes that share a batch.
-
-  Raises:
-    ValueError: batch_size does not divide by process_count.
+    own_rows: from batch_size to the rows that this process makes.
   """
 
   def __init__(
@@ -221,21 +217,14 @@ class ItemPairBatches:
     *,
     batch_size: int,
     seed: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    own_rows: batch_plan.OwnRows = np.arange,
   ):
-    if batch_size % process_count:
-      raise ValueError(
-        f'A batch of {batch_size} pairs cannot be split over {process_count}'
-        f' processes; use {-(-batch_size // process_count) * process_count}.'
-      )
     self._items = np.stack([pairs.triggers, pairs.targets], axis=1)
     self._tokens = tokens
     self._captions = captions
     self._batch_size = batch_size
     self._seed = seed
-    rows = batch_size // process_count
-    self._rows = slice(process_index * rows, (process_index + 1) * rows)
+    self._rows = own_rows(batch_size)
     self.batches_per_epoch = -(-len(self._items) // batch_size)
     self._next = 0
     self._epoch: tuple[int, np.ndarray] | None = None

@@ -6,10 +6,10 @@ input they would leak labels.
 """
 
 import os
-import pathlib
 from typing import Any
 
 import polars as pl
+from etils import epath
 
 from onerec_jax.data import columns
 from onerec_jax.data import schema
@@ -66,7 +66,7 @@ def read(path: str | os.PathLike[str], *, variant: str) -> schema.Dataset:
       f'data.variant={variant!r} is not a KuaiRand variant; use one of'
       f' {sorted(_LOGS)}.'
     )
-  folder = pathlib.Path(path)
+  folder = epath.Path(path)
   if (folder / 'data').is_dir():
     folder = folder / 'data'
   logs, random_rows = [], 0
@@ -91,7 +91,7 @@ def read(path: str | os.PathLike[str], *, variant: str) -> schema.Dataset:
   )
 
 
-def _existing(folder: pathlib.Path, name: str) -> pathlib.Path:
+def _existing(folder: epath.Path, name: str) -> epath.Path:
   file = folder / name
   if not file.exists():
     raise FileNotFoundError(
@@ -101,7 +101,7 @@ def _existing(folder: pathlib.Path, name: str) -> pathlib.Path:
   return file
 
 
-def _read_log(file: pathlib.Path) -> tuple[pl.DataFrame, int]:
+def _read_log(file: epath.Path) -> tuple[pl.DataFrame, int]:
   names = ('user_id', 'video_id', 'date', 'time_ms', 'is_rand', *_FEEDBACK)
   frame = columns.read_delimited(file, separator=',', columns=names)
   problems: list[schema.Problem] = []
@@ -122,7 +122,7 @@ def _read_log(file: pathlib.Path) -> tuple[pl.DataFrame, int]:
   return result, int(random.sum())
 
 
-def _read_videos(file: pathlib.Path) -> pl.DataFrame:
+def _read_videos(file: epath.Path) -> pl.DataFrame:
   names = (
     'video_id', 'author_id', 'video_type', 'upload_type', 'video_duration',
     'tag',
@@ -157,7 +157,7 @@ def _read_videos(file: pathlib.Path) -> pl.DataFrame:
   )
 
 
-def _read_users(file: pathlib.Path) -> pl.DataFrame:
+def _read_users(file: epath.Path) -> pl.DataFrame:
   frame = columns.read_delimited(file, separator=',', quote='"')
   problems: list[schema.Problem] = []
   numbers = [

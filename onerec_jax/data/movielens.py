@@ -5,9 +5,9 @@ data.positive's business.
 """
 
 import os
-import pathlib
 
 import polars as pl
+from etils import epath
 
 from onerec_jax.data import columns
 from onerec_jax.data import schema
@@ -40,7 +40,7 @@ def read(path: str | os.PathLike[str], *, variant: str) -> schema.Dataset:
     FileNotFoundError: the folder holds none of the layouts.
     ValueError: unknown variant.
   """
-  folder = pathlib.Path(path)
+  folder = epath.Path(path)
   if variant == '100k' and (folder / 'ml-100k.inter').exists():
     return _read_recbole(folder)
   if variant == '100k' and (folder / 'u.data').exists():
@@ -60,7 +60,7 @@ def read(path: str | os.PathLike[str], *, variant: str) -> schema.Dataset:
   )
 
 
-def _read_recbole(folder: pathlib.Path) -> schema.Dataset:
+def _read_recbole(folder: epath.Path) -> schema.Dataset:
   file = folder / 'ml-100k.inter'
   events = _strip_types(columns.read_delimited(file, separator='\t'))
   problems: list[schema.Problem] = []
@@ -84,7 +84,7 @@ def _read_recbole(folder: pathlib.Path) -> schema.Dataset:
   )
 
 
-def _read_grouplens(folder: pathlib.Path) -> schema.Dataset:
+def _read_grouplens(folder: epath.Path) -> schema.Dataset:
   file = folder / 'u.data'
   events = columns.read_delimited(file, separator='\t', names=_EVENT_NAMES)
   problems: list[schema.Problem] = []
@@ -108,7 +108,7 @@ def _read_grouplens(folder: pathlib.Path) -> schema.Dataset:
   return _dataset(interactions, items, users, folder / 'u.user', problems, 0)
 
 
-def _read_1m(folder: pathlib.Path) -> schema.Dataset:
+def _read_1m(folder: epath.Path) -> schema.Dataset:
   file = folder / 'ratings.dat'
   events = columns.read_delimited(
     file, separator='::', names=_EVENT_NAMES, encoding='latin-1'
@@ -139,7 +139,7 @@ def _strip_types(frame: pl.DataFrame) -> pl.DataFrame:
 
 def _interactions(
   events: pl.DataFrame,
-  file: pathlib.Path,
+  file: epath.Path,
   problems: list[schema.Problem],
   header_lines: int,
 ) -> pl.DataFrame:
@@ -185,7 +185,7 @@ def _dataset(
   interactions: pl.DataFrame,
   items: pl.DataFrame,
   users: pl.DataFrame,
-  user_file: pathlib.Path,
+  user_file: epath.Path,
   problems: list[schema.Problem],
   header_lines: int,
 ) -> schema.Dataset:

@@ -96,20 +96,6 @@ def _gather(
   return taken, mask
 
 
-def _process_rows(
-  batch_size: int, process_index: int, process_count: int
-) -> slice:
-  """Returns this process's rows of a global batch."""
-  if batch_size % process_count:
-    raise ValueError(
-      f'The global batch of {batch_size} rows cannot be split over'
-      f' {process_count} processes; use'
-      f' {-(-batch_size // process_count) * process_count}.'
-    )
-  rows = batch_size // process_count
-  return slice(process_index * rows, (process_index + 1) * rows)
-
-
 # --- Iterators --------------------------------------------------------------
 
 
@@ -121,7 +107,7 @@ class _BatchSource:
     store: examples.ExampleStore,
     plan: batch_plan.BatchPlan,
     *,
-    rows: slice,
+    rows: Int[np.ndarray, ' rows'],
     items_per_session: int,
   ):
     self._store = store
@@ -178,24 +164,25 @@ def train_batches(
   data: config.DataConfig,
   train: config.TrainConfig,
   seed: int,
-  process_index: int = 0,
-  process_count: int = 1,
+  own_rows: batch_plan.OwnRows = np.arange,
 ) -> grain.DatasetIterator:
-  """Returns an endless iterator of `SessionBatch`, B / process_count rows each.
+  """Returns an endless iterator of `SessionBatch`.
 
-  Its state is {'next_index': number of the next global batch}; after
-  `set_state` it goes on with bit-identical batches.  Batches are made in the
-  calling thread, or ahead of it in one thread: more threads are slower (the
-  interpreter lock), and worker processes die on unparsed absl flags.
+  Of the B rows of a batch it makes those that `own_rows(B)` names: every
+  process of a job makes its own, and by default all are made.  Its state is
+  {'next_index': number of the next global batch}; after `set_state` it goes on
+  with bit-identical batches.  Batches are made in the calling thread, or ahead
+  of it in one thread: more threads are slower (the interpreter lock), and
+  worker processes die on unparsed absl flags.
 
   Raises:
-    ValueError: nothing to train on, or B is not divisible by process_count.
+    ValueError: there is nothing to train on.
   """
   plan = train_plan(store.index, data=data, train=train, seed=seed)
   source = _BatchSource(
     store,
     plan,
-    rows=_process_rows(train.batch_size, process_index, process_count),
+    rows=own_rows(train.batch_size),
     items_per_session=data.sessions.items_per_session,
   )
   prefetch = train.pipeline.prefetch_batches
@@ -213,19 +200,19 @@ def eval_batches(
   history_length: int,
   items_per_session: int,
   max_examples: int | None = None,
-  process_index: int = 0,
-  process_count: int = 1,
+  own_rows: batch_plan.OwnRows = np.arange,
 ) -> Iterator[batch.SessionBatch]:
   """Yields every example once, in file order; the last batch has filler rows.
 
   Args:
-    batch_size: global; each process gets batch_size / process_count rows.
+    batch_size: global.
     history_length: padded history length (N), the same for all batches.
     items_per_session: padded session length (M).
     max_examples: take only so many, evenly spaced over the file (its first
       users are not a fair sample); None: all.
+    own_rows: from batch_size to the rows that are made, as in `train_batches`.
   """
-  rows = _process_rows(batch_size, process_index, process_count)
+  rows = own_rows(batch_size)
   total = store.index.num_examples
   count = total if max_examples is None else min(max_examples, total)
   ids = np.arange(count) * total // max(count, 1)

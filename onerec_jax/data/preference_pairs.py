@@ -107,6 +107,18 @@ def other_examples(
 # --- Batches ----------------------------------------------------------------
 
 
+def rows_per_step(count: int, *, num_steps: int, multiple: int) -> int:
+  """Returns the room for pairs in every batch, filler included.
+
+  Args:
+    count: pairs of the round.
+    num_steps: of the round.
+    multiple: the result is a positive multiple of this.
+  """
+  largest = -(-count // num_steps)
+  return max(-(-largest // multiple), 1) * multiple
+
+
 class PreferenceBatches:
   """Endless batches of samples, with the round's pairs spread over its steps.
 
@@ -121,8 +133,7 @@ class PreferenceBatches:
     history_length: of the pairs' users, items.
     multiple: rows per step are a multiple of this, for the mesh.
     key: names the random stream, e.g. (seed, round).
-    process_index: this process.
-    process_count: each process holds its part of the rows.
+    own_rows: from the rows of a step to those that this process makes.
   """
 
   def __init__(
@@ -135,8 +146,7 @@ class PreferenceBatches:
     history_length: int,
     multiple: int,
     key: tuple[int, ...],
-    process_index: int = 0,
-    process_count: int = 1,
+    own_rows: batch_plan.OwnRows = np.arange,
   ):
     self._sessions = sessions
     self._store = store
@@ -147,11 +157,9 @@ class PreferenceBatches:
     bits = batch_plan.random_bits(np.arange(count), key=(*key, _ORDER))
     self._order = np.argsort(bits, kind='stable')
     self._step_of = np.arange(count) * num_steps // max(count, 1)
-    largest = -(-count // num_steps)
-    rows = max(-(-largest // multiple), 1) * multiple
+    rows = rows_per_step(count, num_steps=num_steps, multiple=multiple)
     self.rows_per_step = rows
-    part = rows // process_count
-    self._mine = slice(process_index * part, (process_index + 1) * part)
+    self._mine = own_rows(rows)
     self._next = 0
 
   def __next__(self) -> batch_lib.PreferenceBatch:

@@ -317,6 +317,7 @@ def labelled_batches(
   data: config.DataConfig,
   train: config.TrainConfig,
   seed: int,
+  own_rows: batch_plan.OwnRows = np.arange,
 ) -> LabelledBatches:
   """Returns an endless, shuffled, resumable iterator of labelled sessions.
 
@@ -326,10 +327,13 @@ def labelled_batches(
     data: history length.
     train: batch size, length buckets, prefetching.
     seed: of the order.
+    own_rows: from batch_size to the rows that this process makes.
   """
   data, train = _window_settings(model, data, train)
   return LabelledBatches(
-    pipeline.train_batches(part.store, data=data, train=train, seed=seed),
+    pipeline.train_batches(
+      part.store, data=data, train=train, seed=seed, own_rows=own_rows
+    ),
     part.labels,
   )
 
@@ -341,6 +345,7 @@ def labelled_eval_batches(
   batch_size: int,
   history_length: int,
   max_examples: int | None = None,
+  own_rows: batch_plan.OwnRows = np.arange,
 ) -> Iterator[batch_lib.LabelledBatch]:
   """Yields every window once, in file order; see `pipeline.eval_batches`."""
   for session in pipeline.eval_batches(
@@ -349,5 +354,6 @@ def labelled_eval_batches(
     history_length=history_length,
     items_per_session=model.items_per_session,
     max_examples=max_examples,
+    own_rows=own_rows,
   ):
     yield with_labels(session, part.labels)

@@ -35,12 +35,10 @@ class VectorBatches:
     vectors: one row per item. [I, D]
     batch_size: global: summed over all processes.
     seed: of the order.
-    process_index: of this process.
-    process_count: processes that share a batch.
+    own_rows: from batch_size to the rows that this process makes.
 
   Raises:
-    ValueError: there is no item, or batch_size does not divide by
-      process_count.
+    ValueError: there is no item.
   """
 
   def __init__(
@@ -49,24 +47,17 @@ class VectorBatches:
     *,
     batch_size: int,
     seed: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    own_rows: batch_plan.OwnRows = np.arange,
   ):
     if not len(vectors):
       raise ValueError(
         'There are no item vectors to train on: run the stages prepare and'
         ' embed again and look at dataset.json for what was dropped.'
       )
-    if batch_size % process_count:
-      raise ValueError(
-        f'A batch of {batch_size} rows cannot be split over {process_count}'
-        f' processes; use {-(-batch_size // process_count) * process_count}.'
-      )
     self._vectors = vectors
     self._batch_size = batch_size
     self._seed = seed
-    rows = batch_size // process_count
-    self._rows = slice(process_index * rows, (process_index + 1) * rows)
+    self._rows = own_rows(batch_size)
     self.batches_per_epoch = -(-len(vectors) // batch_size)
     self._next = 0
     self._epoch: tuple[int, np.ndarray] | None = None

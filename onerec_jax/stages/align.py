@@ -6,15 +6,17 @@ is the reference.  Every round has its folder, round_01 and so on.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from collections.abc import Mapping
 from typing import Any
+from typing import Literal
 
-import jax
 from absl import logging
 from etils import epath
 
 from onerec_jax import config as config_lib
+from onerec_jax import distributed
 from onerec_jax import workdir as workdir_lib
 from onerec_jax.data import examples
 from onerec_jax.data import pipeline
@@ -47,18 +49,34 @@ def last_round_folder(
 
 
 def load_final(
-  experiment: config_lib.Experiment, workdir: workdir_lib.Workdir
+  experiment: config_lib.Experiment,
+  workdir: workdir_lib.Workdir,
+  *,
+  parameter_dtype: Literal['float32', 'bfloat16'] = 'float32',
 ) -> trained_lib.Trained:
-  """Returns the model an experiment ends with: aligned, if it aligns.
+  """Returns the model after alignment, or the pre-trained one without it.
+
+  Args:
+    experiment: present settings.
+    workdir: of the run.
+    parameter_dtype: of the parameters in memory; training needs 'float32'.
 
   Raises:
     FileNotFoundError: a stage has not run; says which.
   """
   if STAGE in experiment.stages:
-    folder = last_round_folder(experiment, workdir)
-    return trained_lib.load(experiment, workdir, which='latest', folder=folder)
+    return trained_lib.load(
+      experiment,
+      workdir,
+      which='latest',
+      folder=last_round_folder(experiment, workdir),
+      parameter_dtype=parameter_dtype,
+    )
   return trained_lib.load(
-    experiment, workdir, which=experiment.evaluate.checkpoint
+    experiment,
+    workdir,
+    which=experiment.evaluate.checkpoint,
+    parameter_dtype=parameter_dtype,
   )
 
 
@@ -99,14 +117,16 @@ def run(
   for number in range(1, experiment.preference.rounds + 1):
     path = round_folder(workdir, number)
     path.mkdir(parents=True, exist_ok=True)
-    _agree_on_steps(path, experiment.align.num_steps)
-    result = workdir_lib.read_json(path / workdir_lib.RESULT)
+    result = distributed.from_main(
+      functools.partial(_begin_round, path, experiment.align.num_steps)
+    )
     if result is None:
       logging.info('round %d of %d', number, experiment.preference.rounds)
       result = _Round(
         experiment, workdir, policy, maker, validate, store, number
       ).run()
-      workdir_lib.write_json(path / workdir_lib.RESULT, result)
+      if distributed.is_main():
+        workdir_lib.write_json(path / workdir_lib.RESULT, result)
     rounds.append(result)
     policy = trained_lib.load(experiment, workdir, which='latest', folder=path)
   return {
@@ -121,11 +141,12 @@ def run(
   }
 
 
-def _agree_on_steps(path: epath.Path, num_steps: int) -> None:
-  """Raises if the round was begun with another number of steps.
+def _begin_round(path: epath.Path, num_steps: int) -> dict[str, Any] | None:
+  """Returns the result of the round, None: it is to be made.
 
-  Unlike other training stages a round cannot be lengthened: its pairs were
-  counted for, and spread over, so many steps.
+  Raises if it was begun with another number of steps.  Unlike other training
+  stages a round cannot be lengthened: its pairs were counted for, and spread
+  over, so many steps.
   """
   plan = workdir_lib.read_json(path / 'plan.json')
   if plan is None:
@@ -136,6 +157,7 @@ def _agree_on_steps(path: epath.Path, num_steps: int) -> None:
       f' {num_steps}. Put it back, raise preference.rounds, or delete'
       f' {path.parent} to align anew.'
     )
+  return workdir_lib.read_json(path / workdir_lib.RESULT)
 
 
 class _Round:
@@ -220,17 +242,18 @@ class _Round:
     self, setup: training_setup.Setup, pairs: preference_pairs.Pairs
   ) -> loop.Result:
     e, policy = self._experiment, self._policy
-    process = {
-      'process_index': jax.process_index(),
-      'process_count': jax.process_count(),
-    }
+    own_rows = distributed.own_rows(policy.mesh)
     frozen: objective_lib.Frozen = {
       'catalogue': policy.catalogue,
       'reference_bias': policy.router_bias,
     }
     batches = preference_pairs.PreferenceBatches(
       pipeline.train_batches(
-        self._store, data=e.data, train=e.align, seed=self._seed, **process
+        self._store,
+        data=e.data,
+        train=e.align,
+        seed=self._seed,
+        own_rows=own_rows,
       ),
       self._store,
       pairs,
@@ -239,7 +262,7 @@ class _Round:
       + e.preference.rollout.continue_items,
       multiple=policy.mesh.size,
       key=(self._seed,),
-      **process,
+      own_rows=own_rows,
     )
     return setup.run(
       self._folder,

@@ -7,13 +7,13 @@ Scores nothing.
 from typing import Any
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from jaxtyping import Bool
 from jaxtyping import Int
 
 from onerec_jax import batch as batch_lib
 from onerec_jax import config
+from onerec_jax import distributed
 from onerec_jax import sharding
 from onerec_jax.data import examples
 from onerec_jax.data import pipeline
@@ -22,7 +22,7 @@ from onerec_jax.stages import trained as trained_lib
 
 
 class BeamSessions(NamedTuple):
-  """W generated sessions of M items for each of B users, as NumPy arrays."""
+  """W generated sessions of M items for each of B users of a whole batch."""
 
   items: Int[np.ndarray, 'B W M']  # dense items; -1: none
   valid: Bool[np.ndarray, 'B W']  # a session was generated
@@ -59,7 +59,7 @@ class SessionBeam:
     """Returns the beam of every user, filler rows included.
 
     Args:
-      users: NumPy; their rows divide by the devices.
+      users: NumPy; this process's rows of the batch.
       params: of the model.
       router_bias: of the model.
     """
@@ -73,7 +73,7 @@ class SessionBeam:
     )
     items, valid, leaves = (
       np.asarray(x)
-      for x in jax.device_get(
+      for x in distributed.gather(
         (found.session_items, found.hypotheses.valid, found.hypotheses.leaves)
       )
     )

@@ -15,6 +15,7 @@ from absl import logging
 from etils import epath
 
 from onerec_jax import config
+from onerec_jax import distributed
 from onerec_jax import sharding
 from onerec_jax import workdir as workdir_lib
 from onerec_jax.data import captions as captions_lib
@@ -78,6 +79,8 @@ def run(
       }
     )
     logging.info('embed: %s', parts[-1])
+  if experiment.embed.alignment.enabled:  # on all processes
+    blocks = [_agreed(block) for block in blocks]
   vectors = item_vectors.join(experiment.embed.parts, blocks)
   more: dict[str, Any] = {}
   if experiment.embed.alignment.enabled:
@@ -99,7 +102,8 @@ def run(
       empty.sum(),
       len(empty),
     )
-  _save(workdir.embeddings, vectors)
+  if distributed.is_main():
+    _save(workdir.embeddings, vectors)
   return {
     'num_items': view.num_items,
     'dim': vectors.shape[1],
@@ -109,6 +113,16 @@ def run(
     'parts': parts,
     **more,
   }
+
+
+def _agreed(block: item_vectors.Block) -> item_vectors.Block:
+  """Returns the block of process 0: rounding may depend on the machine."""
+  arrays = {
+    'values': block.values,
+    'empty': block.empty,
+    'tokens': block.tokens,
+  }
+  return block._replace(**distributed.broadcast(arrays))
 
 
 def _align(

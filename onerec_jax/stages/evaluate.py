@@ -4,6 +4,7 @@ The model and the counting floors answer the same users from the same
 histories and are judged by the same code (comparison.py).  Trains nothing.
 """
 
+import dataclasses
 import time
 from typing import Any
 
@@ -12,7 +13,9 @@ import numpy as np
 from absl import logging
 
 from onerec_jax import config
+from onerec_jax import distributed
 from onerec_jax import metrics
+from onerec_jax import sharding
 from onerec_jax import workdir as workdir_lib
 from onerec_jax.data import baselines
 from onerec_jax.data import catalog
@@ -97,7 +100,8 @@ def run(
     samples=settings.bootstrap_samples,
     seed=experiment.seed,
   )
-  predictions.write_predictions(workdir, cases, ours)
+  if distributed.is_main():
+    predictions.write_predictions(workdir, cases, ours)
   result = {
     'split': settings.split,
     'users': len(cases.user),
@@ -129,12 +133,17 @@ def run(
     ),
     'examples': predictions.example_users(experiment, workdir, cases, ours),
   }
+  if distributed.is_main():
+    _print(result)
+  return result
+
+
+def _print(result: dict[str, Any]) -> None:
   predictions.print_table(result)
   if result['session_rewards']:
     predictions.print_session_rewards(result)
   if result['item_rewards']:
     predictions.print_item_rewards(result)
-  return result
 
 
 # --- The models -------------------------------------------------------------
@@ -148,7 +157,10 @@ def _load_models(
   if not {align.STAGE, reinforce.STAGE} & set(experiment.stages):
     return {OURS: final}
   pretrained = trained_lib.load(
-    experiment, workdir, which=experiment.evaluate.checkpoint
+    experiment,
+    workdir,
+    which=experiment.evaluate.checkpoint,
+    parameter_dtype=experiment.evaluate.parameter_dtype,
   )
   return {OURS: final, BEFORE: pretrained}
 
@@ -241,15 +253,21 @@ def _decode(
     batch_size=settings.batch_size,
     max_excluded=longest,
   )
+  mine = distributed.own_rows(trained.mesh)(recommender.batch_size)
   rows, answers, seen = [], [], []
   start = first = time.perf_counter()
   total = min(index.num_examples, settings.max_examples or index.num_examples)
   for batch in _batches(experiment, trained, store, recommender.batch_size):
-    kept = np.asarray(batch.example_mask)
-    found = pipeline.seen_items(store, batch)
-    answer = recommender(batch, found)
+    whole = distributed.gather(
+      sharding.place_batch(
+        dataclasses.replace(batch, context=None), trained.mesh
+      )
+    )
+    kept = np.asarray(whole.example_mask)
+    found = pipeline.seen_items(store, whole)
+    answer = recommender(batch, [found[row] for row in mine])
     answers.append(trained_lib.Answers(*(a[kept] for a in answer)))
-    rows.append(jax.tree.map(lambda x, kept=kept: np.asarray(x)[kept], batch))
+    rows.append(jax.tree.map(lambda x, kept=kept: np.asarray(x)[kept], whole))
     seen += [items for items, keep in zip(found, kept, strict=True) if keep]
     done = len(seen)
     if len(rows) == 1:
@@ -304,6 +322,7 @@ def _batches(
     + experiment.evaluate.decoding.continue_items,
     items_per_session=trained.experiment.data.sessions.items_per_session,
     max_examples=experiment.evaluate.max_examples,
+    own_rows=distributed.own_rows(trained.mesh),
   )
 
 

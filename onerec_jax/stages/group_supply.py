@@ -5,6 +5,7 @@ written, so that a run that goes on in the middle reads them and never makes
 them from other parameters.  Files that no restart can need are deleted.
 """
 
+import functools
 from collections.abc import Callable
 from collections.abc import Iterator
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 from absl import logging
 from etils import epath
 
+from onerec_jax import distributed
 from onerec_jax import item_rewards
 from onerec_jax import workdir as workdir_lib
 from onerec_jax.data import group_batches
@@ -122,24 +124,22 @@ class GroupSupply:
       # After the end only the batch's shape is asked for.
       self._batches.load_filler(**self._shape)
       return
-    steps = self._find(step)
-    if steps is None:
-      steps = self._new_steps(step)
+    first, stop, is_new = distributed.from_main(lambda: self._choose(step))
+    steps = range(first, stop)
+    if is_new:
       policy = self._generator or Policy(state.params, state.model_state)
-      self._make(steps, policy, poll)
-    path = self._path(steps)
-    if steps.start == step:
+      parts = self._make(steps, policy, poll)
+    else:
+      files = sorted(self._path(steps).glob('part_*.npz'))
+      parts = [group_batches.read(file) for file in files]
+    if steps.start == step and distributed.is_main():
       self._remember(steps)
     self._batches.load(
-      group_batches.concatenate(
-        [
-          group_batches.empty(**self._shape),
-          *(group_batches.read(p) for p in sorted(path.glob('part_*.npz'))),
-        ]
-      ),
+      group_batches.concatenate([group_batches.empty(**self._shape), *parts]),
       steps,
     )
-    self._forget(step)
+    if distributed.is_main():
+      self._forget(step)
 
   def history(self) -> list[dict[str, Any]]:
     """Returns the figures of every interval so far, in order."""
@@ -161,6 +161,12 @@ class GroupSupply:
       _, start, stop, _ = path.name.split('_')
       if not whole or (path / _REPORT).exists():
         yield range(int(start), int(stop))
+
+  def _choose(self, step: int) -> tuple[int, int, bool]:
+    """Returns the interval a step is in, and whether it is to be made."""
+    found = self._find(step)
+    steps = self._new_steps(step) if found is None else found
+    return steps.start, steps.stop, found is None
 
   def _find(self, step: int) -> range | None:
     """Returns the finished interval that a step is in."""
@@ -186,24 +192,31 @@ class GroupSupply:
 
   def _make(
     self, steps: range, policy: Policy, poll: Callable[[], None]
-  ) -> None:
+  ) -> list[group_batches.Groups]:
     """Makes and writes the groups of some steps, part by part."""
     path = self._path(steps)
     first, last = self._plan.before(steps.start), self._plan.before(steps.stop)
     size = self._maker.rows * _BATCHES_PER_PART
-    reports = []
-    self._restore_window(self._before(steps.start))
+    parts, reports = [], []
+    self._restore_window(
+      distributed.from_main(lambda: self._before(steps.start))
+    )
     for number, begin in enumerate(range(first, last, size)):
       file = path / f'part_{number:05d}.npz'
       report_file = path / f'{file.stem}.json'
-      report = workdir_lib.read_json(report_file)
+      report = distributed.from_main(
+        functools.partial(workdir_lib.read_json, report_file)
+      )
       if report is not None:  # it is written after the groups
         self._restore_window(report)
+        groups = group_batches.read(file)
       else:
-        report = self._part(
+        groups, report = self._part(
           file, range(begin, min(begin + size, last)), policy, poll
         )
-        workdir_lib.write_json(report_file, report)
+        if distributed.is_main():
+          workdir_lib.write_json(report_file, report)
+      parts.append(groups)
       reports.append(report)
       if last - first > size:
         logging.info(
@@ -219,21 +232,21 @@ class GroupSupply:
         ' all rewards of a group are equal, raise reinforcement.group_size or'
         ' look at the stage `p_score`.'
       )
-    path.mkdir(parents=True, exist_ok=True)
-    workdir_lib.write_json(
-      path / _REPORT,
-      {
-        'first_step': steps.start,
-        'stop_step': steps.stop,
-        'groups': last - first,
-        'seconds': sums.get('seconds', {}),
-        'figures': figures,
-        'window': reports[-1]['window'] if reports else None,
-      },
-    )
+    summary = {
+      'first_step': steps.start,
+      'stop_step': steps.stop,
+      'groups': last - first,
+      'seconds': sums.get('seconds', {}),
+      'figures': figures,
+      'window': reports[-1]['window'] if reports else None,
+    }
+    if distributed.is_main():
+      path.mkdir(parents=True, exist_ok=True)
+      workdir_lib.write_json(path / _REPORT, summary)
     logging.info(
       'groups of steps %d..%d: %s', steps.start, steps.stop - 1, figures
     )
+    return parts
 
   def _part(
     self,
@@ -241,8 +254,8 @@ class GroupSupply:
     numbers: range,
     policy: Policy,
     poll: Callable[[], None],
-  ) -> dict[str, Any]:
-    """Makes and writes some groups; returns their sums."""
+  ) -> tuple[group_batches.Groups, dict[str, Any]]:
+    """Makes and writes some groups; returns them and their sums."""
     ids = self._plan.examples(numbers.start, numbers.stop)
     parts, reports = [], []
     for begin in range(0, len(ids), self._maker.rows):
@@ -256,9 +269,11 @@ class GroupSupply:
       )
       parts.append(found)
       reports.append(report)
-    group_batches.write(file, group_batches.concatenate(parts))
+    groups = group_batches.concatenate(parts)
+    if distributed.is_main():
+      group_batches.write(file, groups)
     industrial = self._maker.industrial
-    return {
+    return groups, {
       'sums': workdir_lib.sum_reports(reports),
       # So that the next part goes on from the same items.
       'window': None if industrial is None else industrial.get_state(),

@@ -17,6 +17,7 @@ from jaxtyping import Int
 
 from onerec_jax import config
 from onerec_jax import item_rewards
+from onerec_jax.data import batch_plan
 from onerec_jax.data import examples
 from onerec_jax.data import group_batches
 from onerec_jax.data import pipeline
@@ -73,8 +74,7 @@ class ItemScorer:
       positions: of the requests, in the users' events.
       items: dense; -1: none.
     """
-    contexts = self._model.contexts(users, positions)
-    found = self._model.score(contexts, users, items)
+    found = self._model.score(users, positions, items)
     scores = np.concatenate([found.p[..., None], found.towers], axis=2)
     true = np.full(scores.shape, np.nan)
     if self._truth is not None:
@@ -96,6 +96,7 @@ class GroupMaker:
     history_length: int,
     multiple: int,
     seed: int,
+    own_rows: batch_plan.OwnRows = np.arange,
   ):
     """Takes the parts.
 
@@ -108,6 +109,7 @@ class GroupMaker:
       history_length: items the encoder reads.
       multiple: users decoded at once are a multiple of this, for the mesh.
       seed: of the format reward's choices.
+      own_rows: from the users decoded at once to those this process reads.
     """
     self.industrial = industrial
     self._generator = generator
@@ -116,6 +118,7 @@ class GroupMaker:
     self._settings = settings
     self._history_length = history_length
     self.rows = -(-settings.rollout_batch_size // multiple) * multiple
+    self._mine = own_rows(self.rows)
     self._seed = seed
     self._reward = scorer.place_of(settings.reward)
 
@@ -140,7 +143,7 @@ class GroupMaker:
     ids[:count] = example_ids
     users = pipeline.session_batch(
       self._store,
-      ids,
+      ids[self._mine],
       history_length=self._history_length,
       items_per_session=1,
     )
@@ -148,9 +151,11 @@ class GroupMaker:
       users, params=params, router_bias=router_bias, number=int(numbers[0])
     )
     start = time.perf_counter()
-    positions = self._store.index.starts[np.maximum(ids, 0)].astype(np.int64)
-    user = np.where(users.example_mask, users.user, -1)
-    items = np.where(users.example_mask[:, None], found.items, -1)
+    index, real = self._store.index, ids >= 0
+    positions = index.starts[np.maximum(ids, 0)].astype(np.int64)
+    rows = self._store.example_rows[np.maximum(ids, 0)]
+    user = np.where(real, index.users[rows], -1).astype(np.int32)
+    items = np.where(real[:, None], found.items, -1)
     scores, true = self._scorer(user, positions, items)
     items, scores, true = items[:count], scores[:count], true[:count]
     rewards = item_rewards.earned(scores[..., self._reward], items)

@@ -19,6 +19,7 @@ from etils import epath
 from jaxtyping import Float32
 
 from onerec_jax import config as config_lib
+from onerec_jax import distributed
 from onerec_jax import metrics
 from onerec_jax import sharding
 from onerec_jax.data import captions as captions_lib
@@ -97,8 +98,7 @@ def align(
     captions,
     batch_size=train_config.batch_size,
     seed=seed,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
+    own_rows=distributed.own_rows(mesh),
   )
   boxes = item_alignment.abstract_params(model)
   names = parameters.logical_names(boxes)

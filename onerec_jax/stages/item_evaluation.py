@@ -16,6 +16,7 @@ from jaxtyping import Float
 from jaxtyping import Int
 
 from onerec_jax import config
+from onerec_jax import distributed
 from onerec_jax import item_rewards
 from onerec_jax import session_rewards
 from onerec_jax import workdir as workdir_lib
@@ -141,6 +142,7 @@ class Generator:
     self._beam = beam_sessions.SessionBeam(trained, store, settings)
     shards = trained.mesh.size
     self._rows = -(-batch_size // shards) * shards
+    self._mine = distributed.own_rows(trained.mesh)(self._rows)
 
   def __call__(
     self,
@@ -168,7 +170,7 @@ class Generator:
       rows[: len(taken)] = taken
       users = pipeline.session_batch(
         self._store,
-        rows,
+        rows[self._mine],
         history_length=t.experiment.data.history_length,
         items_per_session=1,
       )
@@ -177,12 +179,12 @@ class Generator:
         params=t.params if params is None else params,
         router_bias=t.router_bias if router_bias is None else router_bias,
       )
-      real = np.asarray(users.example_mask)
+      real = rows >= 0
       generated += int((found.valid & real[:, None]).sum())
       existing += int((found.exists[..., 0] & real[:, None]).sum())
       parts.append(
         (
-          np.asarray(users.user)[real],
+          distributed.gather(found.placed.user)[real],
           np.where(found.legal, found.items[..., 0], -1)[real],
           found.legal[real],
         )
@@ -265,8 +267,7 @@ def make_judge(
 
 def values(judge: Judge, found: Items) -> Float[np.ndarray, 'U columns']:
   """Returns the judge's columns for every user."""
-  contexts = judge.model.contexts(found.users, judge.positions)
-  scores = judge.model.score(contexts, found.users, found.items)
+  scores = judge.model.score(found.users, judge.positions, found.items)
   predicted = np.concatenate([scores.p[..., None], scores.towers], axis=-1)
   pass_at = judge.experiment.evaluate.p_score.pass_at
   parts = [item_rewards.pass_at_values(predicted, found.legal, pass_at=pass_at)]

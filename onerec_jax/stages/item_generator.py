@@ -23,6 +23,7 @@ from jaxtyping import Key
 
 from onerec_jax import batch as batch_lib
 from onerec_jax import config
+from onerec_jax import distributed
 from onerec_jax import sharding
 from onerec_jax.data import examples
 from onerec_jax.data import pipeline
@@ -39,7 +40,7 @@ _STREAM = 40  # of the run's random numbers; groups.py uses 41
 
 
 class Outputs(NamedTuple):
-  """G outputs for each user of a batch, filler rows included."""
+  """G outputs for each user of a whole batch, filler rows included."""
 
   codes: Int32[np.ndarray, 'B G L']  # -1: nothing was left to generate
   old_log_probs: Float32[np.ndarray, 'B G L']
@@ -107,7 +108,7 @@ class ItemGenerator:
     """Returns the outputs of a policy.
 
     Args:
-      users: NumPy; their rows divide by the devices.
+      users: NumPy; this process's rows of the batch.
       params: of the policy, on the mesh.
       router_bias: of the policy.
       number: of the batch; names its random numbers.
@@ -130,7 +131,7 @@ class ItemGenerator:
     )
     codes, present, legal, items = (
       np.asarray(x)
-      for x in jax.device_get(
+      for x in distributed.gather(
         (
           found.hypotheses.codes[:, :, 0],
           found.hypotheses.valid,
@@ -140,14 +141,14 @@ class ItemGenerator:
       )
     )
     generated = time.perf_counter()
-    scored = sharding.place_batch((codes, present), t.mesh)
-    log_probs = jax.device_get(
+    scored = distributed.place_rows((codes, present), t.mesh)
+    log_probs = distributed.gather(
       self._score(params, router_bias, encoded, *scored)
     )
     reference = np.zeros_like(log_probs)
     if self.needs_reference:
       encoded = self._encode(t.params, t.router_bias, t.catalogue, placed)
-      reference = jax.device_get(
+      reference = distributed.gather(
         self._score(t.params, t.router_bias, encoded, *scored)
       )
     return Outputs(

@@ -14,8 +14,10 @@ from absl import logging
 
 from onerec_jax import batch as batch_lib
 from onerec_jax import config as config_lib
+from onerec_jax import distributed
 from onerec_jax import sharding
 from onerec_jax import workdir as workdir_lib
+from onerec_jax.data import batch_plan
 from onerec_jax.data import event_table
 from onerec_jax.data import impressions as impressions_lib
 from onerec_jax.data import logistic_baseline
@@ -57,7 +59,6 @@ def run(
     ValueError: no impressions or no label to learn from; says what to change.
     loop.NonFinite, contract.Mismatch, preemption.Preempted: see `loop.train`.
   """
-  p_score_model.check_one_process()
   model_config, train = experiment.p_score_model, experiment.p_score
   mesh = sharding.make_mesh(experiment.mesh)
   sharding.check_batch_size(
@@ -101,12 +102,17 @@ def run(
     len(parts.held_out.users),
   )
   # --- Train ---
-  valid = _valid_batches(experiment, parts.held_out, contexts)
+  own_rows = distributed.own_rows(mesh)
+  valid = _valid_batches(experiment, parts.held_out, contexts, own_rows)
   trained = setup.run(
     workdir.stage(STAGE),
     objective_lib.make_objective(model),
     impressions_lib.train_batches(
-      parts.train, contexts, train=train, seed=experiment.seed
+      parts.train,
+      contexts,
+      train=train,
+      seed=experiment.seed,
+      own_rows=own_rows,
     ),
     frozen=frozen,
     valid_batches=(lambda: valid) if valid else None,
@@ -180,6 +186,7 @@ def _starting_params(
   ):
     start = np.clip(start, 1e-4, 1 - 1e-4)
     bias = np.log(start / (1 - start)).astype(np.float32)
+    bias = distributed.broadcast(bias)
     params = {**params, part: {**params[part], 'out_bias': bias}}
   return params
 
@@ -188,6 +195,7 @@ def _valid_batches(
   experiment: config_lib.Experiment,
   held_out: impressions_lib.Impressions,
   contexts: rated_contexts.RatedContexts,
+  own_rows: batch_plan.OwnRows,
 ) -> Sequence[batch_lib.LabelledBatch]:
   """Returns the validation batches, kept in memory; none if never used."""
   if not experiment.p_score.evaluate_every_steps:
@@ -197,7 +205,10 @@ def _valid_batches(
   )
   return tuple(
     impressions_lib.eval_batches(
-      held_out.take(rows), contexts, batch_size=experiment.evaluate.batch_size
+      held_out.take(rows),
+      contexts,
+      batch_size=experiment.evaluate.batch_size,
+      own_rows=own_rows,
     )
   )
 
@@ -222,7 +233,11 @@ def _judge(
     parts.held_out, max_impressions=_JUDGED_IMPRESSIONS, seed=seed
   )
   judged = parts.held_out.take(rows)
-  fused, own = _predict(model, judged, size)
+  found = model.score(
+    judged.users, judged.positions, judged.items[:, None].astype(np.int32)
+  )
+  fused = found.p[:, 0].astype(np.float64)
+  own = found.towers[:, 0].astype(np.float64)
   baseline = _baseline(parts, rows, ids, model.contexts, seed=seed)
   towers = []
   for x, tower in enumerate(model.config.towers):
@@ -262,27 +277,6 @@ def _judge(
       'training_events': int((events.split == 0).sum()),
     },
   }
-
-
-def _predict(
-  model: p_score_model.PScoreModel,
-  judged: impressions_lib.Impressions,
-  batch_size: int,
-) -> tuple[np.ndarray, np.ndarray]:
-  """Returns the P-Score [n] and the towers' probabilities [n, X]."""
-  fused, own = [], []
-  for rows in impressions_lib.eval_batches(
-    judged, model.contexts, batch_size=batch_size
-  ):
-    session, real = rows.session, np.asarray(rows.session.example_mask)
-    assert session.context is not None
-    found = model.score(session.context, session.user, session.target_items)
-    fused.append(found.p[real, 0])
-    own.append(found.towers[real, 0])
-  return (
-    np.concatenate(fused).astype(np.float64),
-    np.concatenate(own).astype(np.float64),
-  )
 
 
 def _baseline(

@@ -15,6 +15,7 @@ from jaxtyping import Int
 
 from onerec_jax import batch as batch_lib
 from onerec_jax import config
+from onerec_jax import distributed
 from onerec_jax import sharding
 from onerec_jax import workdir as workdir_lib
 from onerec_jax.data import event_table
@@ -36,16 +37,6 @@ class PScores(NamedTuple):
 
   p: Float[np.ndarray, 'B W']  # P-Score
   towers: Float[np.ndarray, 'B W X']  # in the order of PScoreModel.names
-
-
-def check_one_process() -> None:
-  """Raises ValueError if there are several processes."""
-  if jax.process_count() > 1:
-    raise ValueError(
-      f'The P-Score model runs on one process, there are'
-      f' {jax.process_count()}: run this stage once more on one host; its'
-      ' checkpoint restores on any number of devices.'
-    )
 
 
 def make_contexts(
@@ -105,7 +96,7 @@ class PScoreModel:
   Attributes:
     names: of the towers, in the order of the scores' last axis.
     config: the settings it was trained with.
-    contexts: makes the contexts that `score` takes.
+    contexts: makes what is read of users.
     step: of the checkpoint.
   """
 
@@ -144,17 +135,18 @@ class PScoreModel:
 
   def score(
     self,
-    contexts: batch_lib.UserContext,
     users: Int[np.ndarray, ' B'],
+    positions: Int[np.ndarray, ' B'],
     items: Int[np.ndarray, 'B W'],
   ) -> PScores:
     """Returns the predictions for candidate items.
 
-    Compiled once for a given W: users go in groups of `batch_size`.
+    Every process gives all users and gets all predictions.  Compiled once for
+    a given W: users go in groups of `batch_size`.
 
     Args:
-      contexts: NumPy, of `self.contexts`. [B]
       users: dense; -1: a filler row. [B]
+      positions: of the requests, in the users' events. [B]
       items: candidates; -1: none. [B, W]
 
     Raises:
@@ -166,24 +158,23 @@ class PScoreModel:
         f'items holds item {largest}, but the P-Score model knows'
         f' {self._num_items} items: pass dense indices, rows of items.parquet.'
       )
-    rows = (
-      contexts,
-      np.maximum(users, 0).astype(np.int32),
-      np.maximum(items, 0).astype(np.int32),
-    )
     count, width = items.shape
     fused = [np.zeros((0, width), np.float32)]
     towers = [np.zeros((0, width, len(self.names)), np.float32)]
+    mine = distributed.own_rows(self._mesh)(self._rows)
     for first in range(0, count, self._rows):
-      part = jax.tree.map(
-        lambda x, first=first: sharding.fill_rows(
-          x[first : first + self._rows], self._rows
+      real = first + mine < count
+      rows = np.where(real, first + mine, 0)
+      user = np.where(real, users[rows], -1)
+      context, user, candidates = sharding.place_batch(
+        (
+          self.contexts(user, np.where(real, positions[rows], 0)),
+          np.maximum(user, 0).astype(np.int32),
+          np.maximum(items[rows], 0).astype(np.int32),
         ),
-        rows,
+        self._mesh,
       )
-      placed = sharding.place_batch(part, self._mesh)
-      context, user, candidates = placed
-      found = jax.device_get(
+      found = distributed.gather(
         self._score(self._params, self._catalogue, context, user, candidates)
       )
       fused.append(found.p[: count - first])
@@ -220,7 +211,6 @@ def load(
     FileNotFoundError: the stage `p_score` has not run.
     contract.Mismatch: it was trained with other semantic IDs.
   """
-  check_one_process()
   folder = workdir.folder(STAGE)
   try:
     restored = checkpoints.restore_for_evaluation(

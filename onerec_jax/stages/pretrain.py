@@ -18,6 +18,7 @@ from absl import logging
 
 from onerec_jax import batch as batch_lib
 from onerec_jax import config as config_lib
+from onerec_jax import distributed
 from onerec_jax import metrics
 from onerec_jax import sharding
 from onerec_jax import workdir as workdir_lib
@@ -152,16 +153,16 @@ def run(
     100 * padding.history,
   )
   # --- Train ---
-  valid = _valid_batches(experiment, workdir)
-  process = {
-    'process_index': jax.process_index(),
-    'process_count': jax.process_count(),
-  }
+  valid = _valid_batches(experiment, workdir, mesh)
   result = setup.run(
     workdir.stage(STAGE),
     learner.objective,
     pipeline.train_batches(
-      store, data=data, train=train, seed=experiment.seed, **process
+      store,
+      data=data,
+      train=train,
+      seed=experiment.seed,
+      own_rows=distributed.own_rows(mesh),
     ),
     frozen=learner.frozen,
     valid_batches=lambda: (batch for batch, _ in valid),
@@ -318,7 +319,9 @@ def _active_parameters(
 
 
 def _valid_batches(
-  experiment: config_lib.Experiment, workdir: workdir_lib.Workdir
+  experiment: config_lib.Experiment,
+  workdir: workdir_lib.Workdir,
+  mesh: jax.sharding.Mesh,
 ) -> Sequence[tuple[batch_lib.SessionBatch, np.ndarray]]:
   """Returns the validation batches and what their users have seen.
 
@@ -344,8 +347,7 @@ def _valid_batches(
       + experiment.evaluate.decoding.continue_items,
       items_per_session=experiment.data.sessions.items_per_session,
       max_examples=train.evaluate_examples,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
+      own_rows=distributed.own_rows(mesh),
     )
   )
   if not batches:

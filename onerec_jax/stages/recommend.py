@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 from typing import NamedTuple
 
+import jax
 import numpy as np
 import rich.box
 import rich.console
@@ -24,6 +25,7 @@ from etils import epath
 
 from onerec_jax import batch as batch_lib
 from onerec_jax import config
+from onerec_jax import distributed
 from onerec_jax import workdir as workdir_lib
 from onerec_jax.data import catalog
 from onerec_jax.data import user_context
@@ -88,10 +90,11 @@ def run(
   else:
     requests = [_new_user(workdir, history or ())]
   rows = _answer(experiment, workdir, requests, top_k=top_k)
-  _print(workdir, requests, rows)
-  if output is not None:
-    write_rows(output, rows)
-    print(f'Wrote {len(rows)} rows to {output}')
+  if distributed.is_main():
+    _print(workdir, requests, rows)
+    if output is not None:
+      write_rows(output, rows)
+      print(f'Wrote {len(rows)} rows to {output}')
   return rows
 
 
@@ -171,6 +174,7 @@ def _answer(
     )
   titles = catalog.item_titles(workdir.data)
   ids = catalog.item_ids(workdir.data)
+  mine = distributed.own_rows(trained.mesh)(recommender.batch_size)
   rows: list[dict[str, Any]] = []
   for start in range(0, len(requests), recommender.batch_size):
     part = requests[start : start + recommender.batch_size]
@@ -184,7 +188,9 @@ def _answer(
       batch = _with_context(batch, pathways.contexts)
     seen = [r.history for r in part]
     seen += [np.zeros(0, np.int32)] * (recommender.batch_size - len(part))
-    answers = recommender(batch, seen)
+    answers = recommender(
+      jax.tree.map(lambda x: x[mine], batch), [seen[row] for row in mine]
+    )
     for row, request in enumerate(part):
       listed = answers.items[row]
       for rank, item in enumerate(listed[listed >= 0].tolist(), 1):
@@ -271,6 +277,7 @@ def _print(
 
 
 def _check_output(output: str | os.PathLike[str]) -> None:
+  workdir_lib.check_reachable(os.fspath(output))
   suffix = epath.Path(output).suffix
   if suffix not in _FORMATS:
     raise ValueError(

@@ -5,6 +5,7 @@ training examples, and a policy objective on groups that the current policy
 generates every sync_every_steps.  Only wires the parts together.
 """
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from absl import logging
 
 from onerec_jax import batch as batch_lib
 from onerec_jax import config as config_lib
+from onerec_jax import distributed
 from onerec_jax import item_rewards
 from onerec_jax import workdir as workdir_lib
 from onerec_jax.data import catalog
@@ -46,13 +48,22 @@ def load_final(
 ) -> trained_lib.Trained:
   """Returns the model an experiment ends with: the last one that was trained.
 
+  For evaluation: the parameters are of evaluate.parameter_dtype.
+
   Raises:
     FileNotFoundError: a stage has not run; says which.
   """
   if STAGE in experiment.stages:
-    folder = workdir.folder(STAGE)
-    return trained_lib.load(experiment, workdir, which='latest', folder=folder)
-  return align.load_final(experiment, workdir)
+    return trained_lib.load(
+      experiment,
+      workdir,
+      which='latest',
+      folder=workdir.folder(STAGE),
+      parameter_dtype=experiment.evaluate.parameter_dtype,
+    )
+  return align.load_final(
+    experiment, workdir, parameter_dtype=experiment.evaluate.parameter_dtype
+  )
 
 
 def run(
@@ -147,6 +158,7 @@ class _Training:
     self._seed_model = seed_model
     self._folder = workdir.stage(STAGE)
     e, settings, mesh = experiment, experiment.reinforcement, seed_model.mesh
+    own_rows = distributed.own_rows(mesh)
     self._plan = group_batches.GroupPlan(
       store.index.num_examples,
       batch_size=e.reinforce.batch_size,
@@ -155,12 +167,17 @@ class _Training:
     )
     self._batches = group_batches.GroupBatches(
       pipeline.train_batches(
-        store, data=e.data, train=e.reinforce, seed=e.seed + _SEED_OFFSET
+        store,
+        data=e.data,
+        train=e.reinforce,
+        seed=e.seed + _SEED_OFFSET,
+        own_rows=own_rows,
       ),
       store,
       self._plan,
       history_length=e.data.history_length,
       multiple=mesh.size,
+      own_rows=own_rows,
     )
     generator = item_generator.ItemGenerator(
       seed_model, store, settings, seed=e.seed
@@ -174,6 +191,7 @@ class _Training:
       history_length=e.data.history_length,
       multiple=mesh.size,
       seed=e.seed,
+      own_rows=own_rows,
     )
     fixed = None
     if settings.generator == 'pretrained':
@@ -215,13 +233,16 @@ class _Training:
     if self._validate is None:
       return None
     path = self._folder / group_supply.BEFORE
-    found = workdir_lib.read_json(path)
+    found = distributed.from_main(
+      functools.partial(workdir_lib.read_json, path)
+    )
     if found is None:
       model = self._seed_model
       found = dict(
         self._validate(model.params, model.router_bias, lambda: None)
       )
-      workdir_lib.write_json(path, found)
+      if distributed.is_main():
+        workdir_lib.write_json(path, found)
     return found
 
   def setup(self) -> training_setup.Setup:
@@ -258,6 +279,7 @@ class _Training:
       history_length=e.data.history_length,
       items_per_session=e.data.sessions.items_per_session,
       max_examples=e.reinforce.evaluate_examples,
+      own_rows=distributed.own_rows(self._seed_model.mesh),
     ):
       yield self._batches.without_groups(
         sessions,

@@ -14,8 +14,10 @@ from absl import logging
 
 from onerec_jax import batch as batch_lib
 from onerec_jax import config as config_lib
+from onerec_jax import distributed
 from onerec_jax import sharding
 from onerec_jax import workdir as workdir_lib
+from onerec_jax.data import batch_plan
 from onerec_jax.data import catalog
 from onerec_jax.data import reward_examples
 from onerec_jax.model import parameters
@@ -50,19 +52,13 @@ def run(
     ValueError: no sessions or no label to learn from; says what to change.
     loop.NonFinite, contract.Mismatch, preemption.Preempted: see `loop.train`.
   """
-  reward_model.check_one_process()
   model_config, train = experiment.reward_model, experiment.reward
   mesh = sharding.make_mesh(experiment.mesh)
   sharding.check_batch_size(
     mesh, experiment.evaluate.batch_size, 'evaluate.batch_size'
   )
   ids = pretrain.read_semantic_ids(workdir)
-  written = reward_examples.write_reward_examples(
-    workdir.stage(STAGE) / 'examples',
-    catalog.read_interactions(workdir.data),
-    model=model_config,
-    seed=experiment.seed,
-  )
+  written = _write_examples(experiment, workdir)
   _report_labels(model_config, written)
   plan = reward_examples.labelled_plan(
     written.train,
@@ -101,7 +97,8 @@ def run(
     len(written.held_out.store),
   )
   # --- Train ---
-  valid = _valid_batches(experiment, written.held_out)
+  own_rows = distributed.own_rows(mesh)
+  valid = _valid_batches(experiment, written.held_out, own_rows)
   trained = setup.run(
     workdir.stage(STAGE),
     objective_lib.make_objective(model),
@@ -111,6 +108,7 @@ def run(
       data=experiment.data,
       train=train,
       seed=experiment.seed,
+      own_rows=own_rows,
     ),
     frozen=frozen,
     valid_batches=(lambda: valid) if valid else None,
@@ -128,6 +126,40 @@ def run(
     'aggregate': model_config.aggregate,
     **judged,
   }
+
+
+# --- Examples ---------------------------------------------------------------
+
+
+def _write_examples(
+  experiment: config_lib.Experiment, workdir: workdir_lib.Workdir
+) -> reward_examples.Written:
+  """Returns the labelled sessions, which process 0 writes for all."""
+  folder, model = workdir.stage(STAGE) / 'examples', experiment.reward_model
+  made: list[reward_examples.Written] = []
+  distributed.run_on_main(
+    lambda: made.append(
+      reward_examples.write_reward_examples(
+        folder,
+        catalog.read_interactions(workdir.data),
+        model=model,
+        seed=experiment.seed,
+      )
+    )
+  )
+  facts = distributed.from_main(
+    lambda: (made[0].quantiles, made[0].events, made[0].events_in_windows)
+  )
+  if made:
+    return made[0]
+  quantiles, events, events_in_windows = facts
+  return reward_examples.Written(
+    train=reward_examples.open_part(folder, 'train', model=model),
+    held_out=reward_examples.open_part(folder, 'held_out', model=model),
+    quantiles=tuple(quantiles),
+    events=events,
+    events_in_windows=events_in_windows,
+  )
 
 
 # --- Before training --------------------------------------------------------
@@ -193,11 +225,13 @@ def _starting_params(boxes: Any, labels: np.ndarray, *, seed: int) -> Any:
   params = parameters.materialize(boxes, seed=seed)
   mean = np.clip(np.nanmean(labels, axis=0), 1e-4, 1 - 1e-4)
   bias = np.log(mean / (1 - mean)).astype(np.float32)
-  return {**params, 'tower_out_bias': bias}
+  return {**params, 'tower_out_bias': distributed.broadcast(bias)}
 
 
 def _valid_batches(
-  experiment: config_lib.Experiment, held_out: reward_examples.LabelledStore
+  experiment: config_lib.Experiment,
+  held_out: reward_examples.LabelledStore,
+  own_rows: batch_plan.OwnRows,
 ) -> Sequence[batch_lib.LabelledBatch]:
   """Returns the validation batches, kept in memory; none if never used."""
   if not experiment.reward.evaluate_every_steps:
@@ -209,6 +243,7 @@ def _valid_batches(
       batch_size=experiment.evaluate.batch_size,
       history_length=experiment.data.history_length,
       max_examples=experiment.reward.evaluate_examples,
+      own_rows=own_rows,
     )
   )
 

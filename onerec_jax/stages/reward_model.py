@@ -5,7 +5,6 @@ Read from the stage `reward` alone.  Trains nothing and writes nothing.
 
 from typing import Literal
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Bool
@@ -13,6 +12,7 @@ from jaxtyping import Float
 from jaxtyping import Int
 
 from onerec_jax import config
+from onerec_jax import distributed
 from onerec_jax import sharding
 from onerec_jax import workdir as workdir_lib
 from onerec_jax.model import session_reward
@@ -37,16 +37,6 @@ def make_model(
     dropout_bits=experiment.reward.dropout_bits,
     mesh=mesh,
   )
-
-
-def check_one_process() -> None:
-  """Raises ValueError if there are several processes."""
-  if jax.process_count() > 1:
-    raise ValueError(
-      f'The reward model runs on one process, there are {jax.process_count()}:'
-      ' run this stage once more on one host; its checkpoint restores on any'
-      ' number of devices.'
-    )
 
 
 class RewardModel:
@@ -104,8 +94,9 @@ class RewardModel:
   ) -> Float[np.ndarray, 'B W X']:
     """Returns the predicted probabilities of every candidate session.
 
-    Compiled once for given W and M: users go in groups of `batch_size`, and
-    only the latest behaviours are read, as many as in training.
+    Every process gives all users and gets all scores.  Compiled once for
+    given W and M: users go in groups of `batch_size`, and only the latest
+    behaviours are read, as many as in training.
 
     Args:
       history_items: dense item indices, oldest first. [B, N]
@@ -137,14 +128,15 @@ class RewardModel:
       history_items, history_mask, self._history_length
     )
     parts = [np.zeros((0, items.shape[1], len(self.names)), np.float32)]
+    mine = distributed.own_rows(self._mesh)(self._rows)
     for first in range(0, len(items), self._rows):
       rows = [
-        sharding.fill_rows(x[first : first + self._rows], self._rows)
+        sharding.fill_rows(x[first : first + self._rows], self._rows)[mine]
         for x in (history_items, history_mask, items, mask)
       ]
       placed = sharding.place_batch(rows, self._mesh)
       found = self._score(self._params, self._item_codes, *placed)
-      parts.append(jax.device_get(found)[: len(items) - first])
+      parts.append(distributed.gather(found)[: len(items) - first])
     scores = np.concatenate(parts)
     has_items = np.any(mask, axis=2, keepdims=True)
     return np.where(has_items, scores, np.float32(np.nan))
@@ -186,7 +178,6 @@ def load(
     FileNotFoundError: the stage `reward` has not run.
     contract.Mismatch: it was trained with other semantic IDs.
   """
-  check_one_process()
   try:
     restored = checkpoints.restore_for_evaluation(
       workdir.folder(STAGE), which=which, mesh=mesh, ids_digest=ids.digest()

@@ -4,6 +4,7 @@ Each chunk of users is written when it is done, so that a killed run goes on
 where it was.  Trains nothing.
 """
 
+import functools
 import time
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from etils import epath
 
 from onerec_jax import batch as batch_lib
 from onerec_jax import config
-from onerec_jax import sharding
+from onerec_jax import distributed
 from onerec_jax import workdir as workdir_lib
 from onerec_jax.data import examples
 from onerec_jax.data import pipeline
@@ -64,6 +65,7 @@ class Rollouts:
     self._history_length = history_length + rollout.continue_items
     shards = policy.mesh.size
     self._rows = -(-preference.rollout_batch_size // shards) * shards
+    self._mine = distributed.own_rows(policy.mesh)(self._rows)
     self._beam = beam_sessions.SessionBeam(policy, store, rollout)
     self._log_probs = jax.jit(
       objective_lib.make_score(
@@ -107,15 +109,18 @@ class Rollouts:
     for number, first in enumerate(range(0, len(example_ids), size)):
       path = folder / 'rollouts' / f'chunk_{number:05d}.npz'
       report_path = path.parent / f'{path.stem}.json'
-      report = workdir_lib.read_json(report_path)
+      report = distributed.from_main(
+        functools.partial(workdir_lib.read_json, report_path)
+      )
       if report is not None:  # it is written after the pairs
         parts.append(preference_pairs.read(path))
         reports.append(report)
         continue
       ids = example_ids[first : first + size]
       chunk, report = self._chunk(ids, key=(*key, number), poll=poll)
-      preference_pairs.write(path, chunk)
-      workdir_lib.write_json(report_path, report)
+      if distributed.is_main():
+        preference_pairs.write(path, chunk)
+        workdir_lib.write_json(report_path, report)
       parts.append(chunk)
       reports.append(report)
       logging.info(
@@ -176,15 +181,19 @@ class Rollouts:
     policy, reward = self._policy, self._reward
     assert reward is not None
     start = time.perf_counter()
-    users = self._users(ids, 1)
     found = self._beam(
-      users, params=policy.params, router_bias=policy.router_bias
+      self._users(ids[self._mine], 1),
+      params=policy.params,
+      router_bias=policy.router_bias,
+    )
+    history_items, history_mask = distributed.gather(
+      (found.placed.history_items, found.placed.history_mask)
     )
     items, legal = found.items, found.legal
     generated = time.perf_counter()
     mask = np.broadcast_to(legal[..., None], items.shape)
     predictions = reward.score(
-      users.history_items, users.history_mask, np.maximum(items, 0), mask
+      history_items, history_mask, np.maximum(items, 0), mask
     )
     rewards = pair_ops.aggregate_rewards(
       jnp.asarray(predictions),
@@ -196,7 +205,7 @@ class Rollouts:
     scored = time.perf_counter()
     places = np.asarray(choice.indices)
     rewards = np.asarray(rewards)
-    real = users.example_mask
+    real = ids >= 0
     kept = np.asarray(choice.valid) & real
     picked = np.take_along_axis(items, places[..., None], 1)
     pairs = self._with_reference(
@@ -262,7 +271,7 @@ class Rollouts:
     made = time.perf_counter()
     shape = items.shape[:2]
     pairs = self._with_reference(
-      sharding.place_batch(users, self._policy.mesh),
+      distributed.place_rows(users, self._policy.mesh),
       ids,
       items,
       mask & kept[:, None, None],
@@ -295,9 +304,9 @@ class Rollouts:
     """Returns the kept rows with the reference's log-probabilities."""
     policy = self._policy
     items = items.astype(np.int32)
-    candidates = sharding.place_batch((items, np.array(mask)), policy.mesh)
+    candidates = distributed.place_rows((items, np.array(mask)), policy.mesh)
     log_probs = np.asarray(
-      jax.device_get(
+      distributed.gather(
         self._log_probs(
           policy.params,
           policy.router_bias,

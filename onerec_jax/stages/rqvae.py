@@ -21,6 +21,7 @@ from jaxtyping import Float
 from jaxtyping import Int
 
 from onerec_jax import config as config_lib
+from onerec_jax import distributed
 from onerec_jax import sharding
 from onerec_jax.data import vector_batches
 from onerec_jax.model import parameters
@@ -105,20 +106,23 @@ def train(
     embeddings,
     batch_size=train_config.batch_size,
     seed=seed,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
+    own_rows=distributed.own_rows(mesh),
   )
-  model_state = objective_lib.initial_state(model, embeddings)
+  model_state = distributed.broadcast(
+    objective_lib.initial_state(model, embeddings)
+  )
   boxes = rqvae.abstract_params(model)
   names = parameters.logical_names(boxes)
   params = parameters.materialize(boxes, seed=seed)
   first = batches.order(0)[
     : max(train_config.batch_size, _ROWS_PER_CODE * config.codes_per_level)
   ]
-  params['codebooks'] = _initial_codebooks(
-    _by_chunks(_encode, model, params, model_state, embeddings[first]),
-    config=config,
-    seed=seed,
+  params['codebooks'] = distributed.broadcast(
+    _initial_codebooks(
+      _by_chunks(_encode, model, params, model_state, embeddings[first]),
+      config=config,
+      seed=seed,
+    )
   )
   decay = optimizer_lib.decay_mask(names)
   # A decaying code vector would leave the residuals it stands for.

@@ -1,11 +1,13 @@
 """Runs stages in order, skips finished ones and never mixes configurations.
 
 Knows what each stage depends on; a stage is skipped when its result.json
-carries the digest of exactly those settings.
+carries the digest of exactly those settings.  Of several processes the first
+decides and keeps the books, and alone runs stages that train nothing.
 """
 
 import dataclasses
 import datetime
+import functools
 import resource
 import time
 from collections.abc import Callable
@@ -15,6 +17,7 @@ from typing import Any
 from absl import logging
 
 from onerec_jax import config as config_lib
+from onerec_jax import distributed
 from onerec_jax import workdir as workdir_lib
 from onerec_jax.stages import align
 from onerec_jax.stages import embed
@@ -28,6 +31,8 @@ from onerec_jax.stages import report
 from onerec_jax.stages import reward
 from onerec_jax.stages import tokenize
 from onerec_jax.train import contract
+from onerec_jax.train import goodput
+from onerec_jax.train import profile
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,19 +45,32 @@ class StageSpec:
   after: tuple[config_lib.Stage, ...]
   # Costly results are never overwritten by another configuration.
   protected: bool = False
+  # Whether it is work for the devices of all processes; else process 0 does it
+  # on its own ones while the others wait.
+  on_all: Callable[[config_lib.Experiment], bool] = lambda e: True
 
 
 # The mesh is in no stage's settings: it changes speed, not results.
 SPECS: dict[config_lib.Stage, StageSpec] = {
-  'prepare': StageSpec(prepare.run, lambda e: (e.seed, e.data), ()),
-  'embed': StageSpec(embed.run, lambda e: (e.seed, e.embed), ('prepare',)),
+  'prepare': StageSpec(
+    prepare.run, lambda e: (e.seed, e.data), (), on_all=lambda e: False
+  ),
+  'embed': StageSpec(
+    embed.run,
+    lambda e: (e.seed, e.embed),
+    ('prepare',),
+    on_all=lambda e: e.embed.alignment.enabled,
+  ),
   'tokenize': StageSpec(
-    tokenize.run, lambda e: (e.seed, e.tokenizer), ('embed',)
+    tokenize.run,
+    lambda e: (e.seed, e.tokenizer),
+    ('embed',),
   ),
   'lifelong': StageSpec(
     lifelong.run,
     lambda e: (e.seed, e.lifelong, e.model.pathways),
     ('embed',),
+    on_all=lambda e: False,
   ),
   'pretrain': StageSpec(
     pretrain.run,
@@ -94,7 +112,9 @@ SPECS: dict[config_lib.Stage, StageSpec] = {
     lambda e: (e.seed, e.evaluate),
     ('pretrain', 'reward', 'align', 'p_score', 'reinforce'),
   ),
-  'report': StageSpec(report.run, lambda e: (), ('evaluate',)),
+  'report': StageSpec(
+    report.run, lambda e: (), ('evaluate',), on_all=lambda e: False
+  ),
 }
 # Stages that an experiment may leave out.
 _OPTIONAL: tuple[config_lib.Stage, ...] = (
@@ -117,6 +137,7 @@ def stage_digest(
   experiment: config_lib.Experiment, stage: config_lib.Stage
 ) -> str:
   """Returns the hash of all settings that `stage` and its inputs depend on."""
+  experiment = profile.with_steps(experiment, ())  # a trace is no outcome
   spec = SPECS[stage]
   upstream = [stage_digest(experiment, s) for s in inputs(experiment, stage)]
   parts = [config_lib.to_dict(s) for s in spec.settings(experiment)]
@@ -175,42 +196,87 @@ def run_stages(
         f'stages={experiment.stages} has no {stage!r}: add it to the experiment'
         ' file.'
       )
-  _check_protected(experiment, workdir)
   resolved = config_lib.to_dict(experiment)
-  workdir.write_config(resolved)
+
+  def begin() -> None:
+    _check_protected(experiment, workdir)
+    workdir.write_config(resolved)
+
+  distributed.from_main(begin)
   for number, stage in enumerate(stages, 1):
-    digest = stage_digest(experiment, stage)
     title = f'[{number}/{len(stages)}] {stage}'
-    done = workdir.result(stage)
-    if resume and stage != 'report' and done and done['digest'] == digest:
+    run_it = functools.partial(
+      _begin, experiment, workdir, stage, resolved, resume=resume
+    )
+    if not distributed.from_main(run_it):
       logging.info('%s: already complete, skipped', title)
       continue
-    for needed in inputs(experiment, stage):
-      before = workdir.result(needed)
-      if before is None or before['digest'] != stage_digest(experiment, needed):
-        raise FileNotFoundError(
-          f'Stage {stage!r} needs {needed!r} with the same settings, and'
-          f' {workdir.folder(needed)} does not hold it. Run `python -m'
-          f' onerec_jax.main run --config=... --workdir={workdir.root}`, which'
-          ' runs what is missing.'
-        )
     logging.info('%s', title)
-    workdir.begin(stage, digest=digest, config=resolved)
     start = time.perf_counter()
-    result = SPECS[stage].run(experiment, workdir)
-    seconds = time.perf_counter() - start
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    workdir.finish(
-      stage,
-      {
-        **result,
-        'digest': digest,
-        'seconds': round(seconds, 2),
-        # Linux reports kilobytes; the peak of the process so far.
-        'peak_memory_mb': round(usage.ru_maxrss / 1024),
-        'finished': datetime.datetime.now(datetime.UTC).isoformat(
-          timespec='seconds'
-        ),
-      },
-    )
-    logging.info('%s: done in %.1f s', title, seconds)
+    if SPECS[stage].on_all(experiment):
+      result = SPECS[stage].run(experiment, workdir)
+      distributed.from_main(
+        functools.partial(_finish, experiment, workdir, stage, result, start)
+      )
+    else:
+      distributed.run_on_main(
+        lambda stage=stage, start=start: _finish(
+          experiment,
+          workdir,
+          stage,
+          SPECS[stage].run(experiment, workdir),
+          start,
+        )
+      )
+    goodput.claim()
+    logging.info('%s: done in %.1f s', title, time.perf_counter() - start)
+
+
+def _begin(
+  experiment: config_lib.Experiment,
+  workdir: workdir_lib.Workdir,
+  stage: config_lib.Stage,
+  resolved: dict[str, Any],
+  *,
+  resume: bool,
+) -> bool:
+  """Marks a stage as begun; False: it is complete and shall be skipped."""
+  digest = stage_digest(experiment, stage)
+  done = workdir.result(stage)
+  if resume and stage != 'report' and done and done['digest'] == digest:
+    return False
+  for needed in inputs(experiment, stage):
+    before = workdir.result(needed)
+    if before is None or before['digest'] != stage_digest(experiment, needed):
+      raise FileNotFoundError(
+        f'Stage {stage!r} needs {needed!r} with the same settings, and'
+        f' {workdir.folder(needed)} does not hold it. Run `python -m'
+        f' onerec_jax.main run --config=... --workdir={workdir.root}`, which'
+        ' runs what is missing.'
+      )
+  workdir.begin(stage, digest=digest, config=resolved)
+  return True
+
+
+def _finish(
+  experiment: config_lib.Experiment,
+  workdir: workdir_lib.Workdir,
+  stage: config_lib.Stage,
+  result: dict[str, Any],
+  start: float,
+) -> None:
+  """Writes a stage's result.json."""
+  usage = resource.getrusage(resource.RUSAGE_SELF)
+  workdir.finish(
+    stage,
+    {
+      **result,
+      'digest': stage_digest(experiment, stage),
+      'seconds': round(time.perf_counter() - start, 2),
+      # Linux reports kilobytes; the peak of the process so far.
+      'peak_memory_mb': round(usage.ru_maxrss / 1024),
+      'finished': datetime.datetime.now(datetime.UTC).isoformat(
+        timespec='seconds'
+      ),
+    },
+  )

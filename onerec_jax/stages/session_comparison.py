@@ -17,8 +17,8 @@ from jaxtyping import Float
 from jaxtyping import Int
 
 from onerec_jax import config
+from onerec_jax import distributed
 from onerec_jax import session_rewards
-from onerec_jax import sharding
 from onerec_jax import workdir as workdir_lib
 from onerec_jax.data import catalog
 from onerec_jax.data import examples
@@ -375,8 +375,8 @@ def _first_item_probabilities(
     assert isinstance(output, onerec.OneRecOutput)
     return jax.nn.softmax(output.logits[:, last], axis=-1)
 
-  placed, items = sharding.place_batch((users, items), trained.mesh)
+  placed, items = distributed.place_rows((users, items), trained.mesh)
   probs = predict(
     trained.params, trained.router_bias, trained.catalogue, placed, items
   )
-  return np.asarray(jax.device_get(probs))[: len(ids)]
+  return np.asarray(distributed.gather(probs))[: len(ids)]

@@ -21,6 +21,7 @@ from jaxtyping import Float
 from jaxtyping import Int
 
 from onerec_jax import config
+from onerec_jax import distributed
 from onerec_jax import session_rewards
 from onerec_jax.data import examples
 from onerec_jax.data import pipeline
@@ -132,6 +133,7 @@ class _Generator:
     )
     shards = trained.mesh.size
     self._rows = -(-batch_size // shards) * shards
+    self._mine = distributed.own_rows(trained.mesh)(self._rows)
     self._search = self._ranker = None
     if session_wise:
       self._search = beam_sessions.SessionBeam(trained, store, settings)
@@ -164,7 +166,7 @@ class _Generator:
       rows[: len(taken)] = taken
       users = pipeline.session_batch(
         self._store,
-        rows,
+        rows[self._mine],
         history_length=self._history_length,
         items_per_session=1,
       )

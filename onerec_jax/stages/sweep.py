@@ -17,6 +17,7 @@ from absl import logging
 
 from onerec_jax import config as config_lib
 from onerec_jax import config_tree
+from onerec_jax import distributed
 from onerec_jax import session_rewards
 from onerec_jax import workdir as workdir_lib
 from onerec_jax.data import catalog
@@ -72,7 +73,8 @@ def run(
   """Runs what is missing, prints the table and writes sweep/ and its report.
 
   Returns:
-    Figures of every row, over all seeds and per seed.
+    Figures of every row, over all seeds and per seed; of several processes
+    the first alone has them.
 
   Raises:
     ValueError: there are no rows, a name comes twice, or the base is unknown.
@@ -97,7 +99,8 @@ def run(
     for seed in sweep.seeds
     for row in sweep.rows
   ]
-  workdir.write_config(config_lib.to_dict(experiment))
+  if distributed.is_main():
+    workdir.write_config(config_lib.to_dict(experiment))
   progress = _Progress(len(rows))
   judges: dict[int, _Judge] = {}
   for row in rows:
@@ -105,11 +108,16 @@ def run(
       judges[row.seed] = _judge(experiment, workdir, row.seed)
     _finish_row(row, workdir, judges[row.seed])
     progress.advance(row)
-  result = _summary(experiment, workdir, rows, judges)
-  workdir_lib.write_json(workdir.stage('sweep') / workdir_lib.RESULT, result)
-  report_sweep.print_table(result)
-  page = report_sweep.write(result, workdir.stage('sweep'))
-  logging.info('Table and pictures: %s', page)
+  result: dict[str, Any] = {}
+
+  def summarize() -> None:
+    result.update(_summary(experiment, workdir, rows, judges))
+    workdir_lib.write_json(workdir.stage('sweep') / workdir_lib.RESULT, result)
+    report_sweep.print_table(result)
+    page = report_sweep.write(result, workdir.stage('sweep'))
+    logging.info('Table and pictures: %s', page)
+
+  distributed.run_on_main(summarize)
   return result
 
 
@@ -193,8 +201,11 @@ def _finish_row(row: Row, workdir: workdir_lib.Workdir, judge: _Judge) -> None:
   e = row.experiment
   shared = shared_workdir(e, workdir, slug(row.name) + f'/seed_{row.seed}')
   digest = _row_digest(row, judge)
-  done = workdir_lib.read_json(shared.root / workdir_lib.RESULT)
-  if done is not None and done['digest'] == digest:
+  path = shared.root / workdir_lib.RESULT
+  done = distributed.from_main(
+    lambda: (workdir_lib.read_json(path) or {}).get('digest')
+  )
+  if done == digest:
     return
   wanted = _ROW_STAGES + tuple(
     judge for judge, user in _JUDGES.items() if user in e.stages
@@ -210,12 +221,14 @@ def _finish_row(row: Row, workdir: workdir_lib.Workdir, judge: _Judge) -> None:
   else:
     found = session_comparison.measure(judge, trained)
     items = found.sessions.items
+  if not distributed.is_main():
+    return
   with (shared.root / 'users.npz').open('wb') as file:
     np.savez(file, values=found.values, items=items)
   training = shared.result('align') if 'align' in stages else None
   reinforced = shared.result('reinforce') if 'reinforce' in stages else None
   workdir_lib.write_json(
-    shared.root / workdir_lib.RESULT,
+    path,
     {
       'digest': digest,
       'seconds': time.perf_counter() - start,

@@ -4,6 +4,7 @@ Read from the work directory alone, on whatever devices there are.  Trains
 nothing and writes nothing.
 """
 
+import functools
 from collections.abc import Iterable
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from jax.sharding import Mesh
 
 from onerec_jax import batch as batch_lib
 from onerec_jax import config
+from onerec_jax import distributed
 from onerec_jax import sharding
 from onerec_jax import workdir as workdir_lib
 from onerec_jax.data import catalog
@@ -61,7 +63,7 @@ class Trained(NamedTuple):
 
 
 class Answers(NamedTuple):
-  """Ranked items of the users of one batch, as NumPy arrays."""
+  """Ranked items of the users of one whole batch, as NumPy arrays."""
 
   items: np.ndarray  # int [B, K]; -1 fills
   scores: np.ndarray  # float [B, K]; log-probability, nats
@@ -78,6 +80,7 @@ def load(
   *,
   which: Literal['best', 'latest'],
   folder: epath.Path | None = None,
+  parameter_dtype: Literal['float32', 'bfloat16'] = 'float32',
 ) -> Trained:
   """Restores the checkpoint and everything needed to decode.
 
@@ -89,18 +92,13 @@ def load(
     workdir: of the run.
     which: checkpoint to take.
     folder: of the training; None: that of the stage `pretrain`.
+    parameter_dtype: of the parameters in memory; training needs 'float32'.
 
   Raises:
     FileNotFoundError: a stage has not run; says which.
     contract.Mismatch: the semantic IDs are not those of the training.
     ValueError: a baseline was trained on another catalogue.
   """
-  if jax.process_count() > 1:
-    raise ValueError(
-      f'evaluate and recommend run on one process, there are'
-      f' {jax.process_count()}: run the command once more on one host; the'
-      ' checkpoint restores on any number of devices.'
-    )
   if experiment.architecture == 'onerec':
     ids = pretrain.read_semantic_ids(workdir)
   else:
@@ -111,7 +109,9 @@ def load(
   else:  # what it was trained with besides
     stages += ['reward', 'preference', 'align', 'p_score', 'reinforce']
   mesh = make_mesh(experiment.mesh)
-  restored = checkpoints.restore_for_evaluation(folder, which=which, mesh=mesh)
+  restored = checkpoints.restore_for_evaluation(
+    folder, which=which, mesh=mesh, dtype=parameter_dtype
+  )
   used = restored.experiment or experiment
   where = f'{folder / checkpoints.FOLDER / str(restored.step)}'
   pathways = user_pathways.read(used, workdir)
@@ -136,6 +136,7 @@ def load(
   for line in differences:
     logging.warning('differs from the training, which counts: %s', line)
   whole = sharding.replicated(mesh)
+  place = functools.partial(jax.tree.map, lambda x: sharding.place(x, whole))
   return Trained(
     experiment=used,
     model=model,
@@ -143,13 +144,12 @@ def load(
     router_bias=restored.model_state,
     ids=ids,
     catalogue=pretrain.make_catalogue(ids, mesh, pathways),
-    trie=jax.device_put(
+    trie=place(
       prefix_trie.PrefixTrie.build(
         ids.codes, ids.codes_per_level, rank_in_bucket=ids.rank_in_bucket
-      ),
-      whole,
+      )
     ),
-    attributes=jax.device_put(attributes, whole),
+    attributes=place(attributes),
     contexts=None if pathways is None else pathways.contexts,
     mesh=mesh,
     step=restored.step,
@@ -172,7 +172,14 @@ def _ids_if_any(workdir: workdir_lib.Workdir) -> table.SemanticIds:
 def check_model(
   trained: Trained, experiment: config.Experiment, purpose: str
 ) -> None:
-  """Raises contract.Mismatch unless the configured model is the trained one."""
+  """Raises unless a training can start from `trained`.
+
+  Raises:
+    contract.Mismatch: the configured model is not the trained one.
+    ValueError: the devices do not make the configured mesh, for which `load`
+      takes another one.
+  """
+  sharding.sizes_of(experiment.mesh, jax.device_count())
   changed = contract.differences(
     config.to_dict(trained.experiment.model),
     config.to_dict(experiment.model),
@@ -202,8 +209,8 @@ def make_setup(
     train=train,
     mesh=trained.mesh,
     names=parameters.logical_names(onerec.abstract_params(trained.model)),
-    params=jax.tree.map(np.asarray, jax.device_get(trained.params)),
-    model_state=np.asarray(jax.device_get(trained.router_bias)),
+    params=jax.tree.map(np.asarray, distributed.gather(trained.params)),
+    model_state=np.asarray(distributed.gather(trained.router_bias)),
     semantic_ids=trained.ids.digest(),
   )
 
@@ -227,7 +234,7 @@ def teacher_forced(
 
   Args:
     trained: from `load`.
-    batches: NumPy, with targets; their rows divide by the devices.
+    batches: NumPy, with targets; this process's rows of each.
 
   Returns:
     OneRec: 'token_loss' (nats) and 'accuracy/level_l' per code; baselines:
@@ -245,7 +252,7 @@ def teacher_forced(
   total: dict[str, batch_lib.Mean] = {}
   for batch in batches:
     placed = sharding.place_batch(batch, trained.mesh)
-    found = jax.device_get(
+    found = distributed.gather(
       step(trained.params, trained.router_bias, frozen, placed)
     )
     for name, value in found.items():
@@ -297,7 +304,7 @@ class Recommender:
       make = catalogue_ranking.make_ranker
     self._function = make(trained.model, settings, top_k=top_k)
     shards = trained.mesh.size
-    # Every device gets the same number of rows.
+    # Of all processes.  Every device gets the same number of rows.
     self.batch_size = -(-batch_size // shards) * shards
     self._excluded = decoding.exclusion_width(max_excluded)
 
@@ -307,16 +314,16 @@ class Recommender:
     """Returns the lists of a batch, filler rows included.
 
     Args:
-      batch: users, `batch_size` rows.
-      seen: items each row must not get again, oldest first; they count only
-        if decoding.exclude_history.
+      batch: users, this process's rows of `batch_size`.
+      seen: items each of these rows must not get again, oldest first; they
+        count only if decoding.exclude_history.
     """
     excluded = decoding.exclusion_array(seen, width=self._excluded)
     t = self._trained
     placed, excluded = sharding.place_batch((batch, excluded), t.mesh)
     if self._is_baseline:
       return self._rank(placed, excluded)
-    result = jax.device_get(
+    result = distributed.gather(
       self._function(
         t.params, t.router_bias, t.catalogue, t.trie, placed, excluded
       )
@@ -331,7 +338,7 @@ class Recommender:
 
   def _rank(self, placed: Any, excluded: Any) -> Answers:
     t = self._trained
-    result = jax.device_get(
+    result = distributed.gather(
       self._function(t.params, t.attributes, placed, excluded)
     )
     listed = np.asarray(result.valid).sum(axis=1)

@@ -18,6 +18,7 @@ from onerec_jax import config as config_lib
 from onerec_jax import sharding
 from onerec_jax.objectives import base
 from onerec_jax.train import contract as contract_lib
+from onerec_jax.train import goodput
 from onerec_jax.train import loop
 from onerec_jax.train import optimizer as optimizer_lib
 from onerec_jax.train import state as state_lib
@@ -80,18 +81,12 @@ class Setup(NamedTuple):
 
   def figures(self, result: loop.Result) -> dict[str, Any]:
     """Returns what the result.json of every training stage says."""
-    seconds = result.seconds
     return {
       'steps': int(result.state.step),
       'best_step': result.best['step'] if result.best else None,
       'best': result.best,
       'final': result.final,
-      'training_seconds': seconds['train'],
-      'compile_seconds': seconds['compile'],
-      'rollout_seconds': seconds['rollout'],
-      'validation_seconds': seconds['validate'],
-      'checkpoint_seconds': seconds['checkpoint'],
-      'data_wait_share': seconds['wait'] / max(seconds['train'], 1e-9),
+      **goodput.figures(result.seconds),
       'num_parameters': self.num_parameters,
       'semantic_ids': self.contract.semantic_ids,
       'mesh': dict(self.mesh.shape),

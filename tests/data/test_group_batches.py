@@ -167,12 +167,14 @@ def test_batches_go_on_from_their_state_in_the_middle_of_an_interval(store):
 def test_processes_hold_disjoint_parts_of_the_rows(store):
   plan, steps = _plan(store, rate=4.0), range(1)
 
-  def ids(**process):
-    batches = _batches(store, plan, multiple=4, **process)
+  def ids(own_rows=np.arange):
+    batches = _batches(store, plan, multiple=4, own_rows=own_rows)
     batches.load(_groups(plan, steps), steps)
     return next(batches).groups.session.example_id
 
-  parts = [ids(process_index=p, process_count=2) for p in range(2)]
+  parts = [
+    ids(lambda size, p=p: np.split(np.arange(size), 2)[p]) for p in range(2)
+  ]
   np.testing.assert_array_equal(np.concatenate(parts), ids())
 
 

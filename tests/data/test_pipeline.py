@@ -289,7 +289,9 @@ def test_process_parts_join_to_the_same_global_batches(contextual, processes):
   whole = pipeline.train_batches(store, **settings())
   parts = [
     pipeline.train_batches(
-      store, **settings(), process_index=p, process_count=processes
+      store,
+      **settings(),
+      own_rows=lambda size, p=p: np.split(np.arange(size), processes)[p],
     )
     for p in range(processes)
   ]
@@ -299,11 +301,6 @@ def test_process_parts_join_to_the_same_global_batches(contextual, processes):
     assert_same_batch(joined, expected)
   for iterator in (whole, *parts):
     iterator.close()
-
-
-def test_a_batch_that_processes_cannot_share_is_refused(store):
-  with pytest.raises(ValueError, match=r'8 rows .* 3 processes; use 9'):
-    pipeline.train_batches(store, **settings(), process_count=3)
 
 
 @pytest.mark.parametrize('prefetch', [0, 3])

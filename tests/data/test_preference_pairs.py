@@ -125,7 +125,12 @@ def test_processes_hold_disjoint_parts_of_the_rows(store):
   whole = next(_batches(store, pairs, multiple=4)).pairs.session.example_id
   parts = [
     next(
-      _batches(store, pairs, multiple=4, process_index=p, process_count=2)
+      _batches(
+        store,
+        pairs,
+        multiple=4,
+        own_rows=lambda size, p=p: np.split(np.arange(size), 2)[p],
+      )
     ).pairs.session.example_id
     for p in range(2)
   ]

@@ -272,6 +272,14 @@ def test_a_model_of_other_settings_cannot_be_the_reference(ready, tmp_path):
     align.run(wider, workdir)
 
 
+def test_devices_that_do_not_make_the_mesh_are_refused(ready, tmp_path):
+  experiment, source = ready
+  workdir = _copy(source, tmp_path / 'run')
+  other = dataclasses.replace(experiment, mesh=config.MeshConfig(fsdp=3))
+  with pytest.raises(ValueError, match='does not cover 8 devices'):
+    align.run(other, workdir)
+
+
 def test_a_begun_round_cannot_be_lengthened(aligned):
   experiment, workdir, _ = aligned
   longer = dataclasses.replace(

@@ -66,11 +66,9 @@ class _PScores(p_score_model.PScoreModel):
 
   def __init__(self):
     self.names = ('ctr', 'ltr')
-    self.contexts = lambda users, positions: (users, positions)
 
-  def score(self, contexts, users, items):
-    np.testing.assert_array_equal(contexts[0], users)
-    assert (contexts[1][users >= 0] == users[users >= 0] % 3 + 1).all()
+  def score(self, users, positions, items):
+    assert (positions[users >= 0] == users[users >= 0] % 3 + 1).all()
     found = np.where((items < 0)[..., None], np.nan, _score(users, items))
     found = found.astype(np.float32)
     return p_score_model.PScores(found[..., 0], found[..., 1:])

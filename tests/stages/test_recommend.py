@@ -129,6 +129,7 @@ def test_an_unknown_item_is_named_with_the_nearest_known_ones(tiny_run, names):
     ({}, '--users'),
     ({'users': ['a'], 'history': ['b']}, 'one of the two'),
     ({'users': ['a'], 'top_k': 0}, 'top_k=0'),
+    ({'users': ['a'], 'output': 'gcs://b/rows.csv'}, r'gcs://, expected'),
     ({'users': ['a'], 'output': 'rows.txt'}, r'\.parquet, \.csv, \.jsonl'),
   ],
 )

@@ -56,7 +56,10 @@ def _train(embeddings, folder, mesh, *, seed=0, **changes):
 def _records(folder):
   """Records without what depends on the clock."""
   (run,) = epath.Path(folder).iterdir()
-  clock = ('per_second', 'data_wait_share', 'compile_seconds')
+  clock = (
+    'per_second', 'data_wait_share', 'compile_seconds', 'goodput',
+    'wall_seconds',
+  )  # fmt: skip
   return [
     {k: v for k, v in r.items() if not k.endswith(clock)}
     for r in log.read_metrics(run / log.METRICS)

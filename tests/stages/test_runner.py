@@ -9,6 +9,8 @@ from etils import epath
 from onerec_jax import config
 from onerec_jax import workdir as workdir_lib
 from onerec_jax.stages import runner
+from onerec_jax.train import goodput
+from onerec_jax.train import profile
 
 
 @pytest.fixture
@@ -172,4 +174,33 @@ def test_relative_folder_becomes_absolute_and_a_bucket_stays(
 ):
   monkeypatch.chdir(tmp_path)
   assert workdir_lib.Workdir('runs/x').root == epath.Path(tmp_path / 'runs/x')
+  monkeypatch.setattr(workdir_lib.fsspec, 'get_filesystem_class', lambda _: 0)
   assert str(workdir_lib.Workdir('gs://bucket/run').root) == 'gs://bucket/run'
+
+
+def test_a_bucket_without_the_package_for_it_is_refused(monkeypatch):
+  def missing(name):
+    raise ImportError(f'Please install {name}fs')
+
+  monkeypatch.setattr(workdir_lib.fsspec, 'get_filesystem_class', missing)
+  with pytest.raises(ValueError, match='Please install gcsfs, e'):
+    workdir_lib.Workdir('gs://bucket/run')
+
+
+def test_a_store_that_nobody_knows_is_not_a_local_folder():
+  with pytest.raises(ValueError, match='gcs://, expected a local path or gs:'):
+    workdir_lib.Workdir('gcs://bucket/run')
+
+
+def test_a_profile_makes_no_other_experiment(calls, workdir):
+  experiment = config.Experiment()
+  _run(experiment, workdir)
+  calls.clear()
+  _run(profile.with_steps(experiment, (2, 3)), workdir)
+  assert calls == ['report']
+
+
+def test_the_next_training_begins_where_the_stage_before_ended(calls, workdir):
+  before = goodput.unclaimed_since()
+  _run(config.Experiment(), workdir, ('prepare',))
+  assert goodput.unclaimed_since() > before
