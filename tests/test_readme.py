@@ -40,10 +40,17 @@ def test_equation_table_was_found():
   'link', sorted(set(re.findall(r'\]\(((?!http|#)[^)]+)\)', _README)))
 )
 def test_relative_link_leads_somewhere(link):
-  assert (_ROOT / link).exists()
+  path, _, anchor = link.partition('#')
+  target = _ROOT / path
+  assert target.exists()
+  if anchor:
+    titles = re.findall(r'^#+ (.+)$', target.read_text(), re.M)
+    assert anchor in {
+      re.sub(r'[^\w -]', '', t).lower().replace(' ', '-') for t in titles
+    }
 
 
-_TARGETS = set(re.findall(r'^make ([a-z]+)|`make ([a-z]+)`', _README, re.M))
+_TARGETS = set(re.findall(r'^make ([a-z-]+)|`make ([a-z-]+)`', _README, re.M))
 
 
 @pytest.mark.parametrize('target', sorted(a or b for a, b in _TARGETS))
