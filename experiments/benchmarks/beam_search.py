@@ -50,24 +50,15 @@ def prepare_ours(
   import jax
   import jax.numpy as jnp
 
-  from onerec_jax import config as config_lib
+  from experiments.benchmarks import models
   from onerec_jax.decoding import beam_search
   from onerec_jax.model import onerec
   from onerec_jax.model import parameters
   from onerec_jax.semantic_ids import prefix_trie
   from onerec_jax.semantic_ids import vocabulary as vocabulary_lib
 
-  model_config = config_lib.ModelConfig(
-    embed_dim=128,
-    num_heads=6,
-    head_dim=64,
-    encoder_layers=4,
-    decoder_layers=4,
-    mlp_dim=1024,
-    moe=config_lib.MoEConfig(enabled=False),
-    history_separator=True,  # 20 items x (3 codes + SEP) = 80 tokens
-    scan_layers=False,
-  )
+  # 20 items x (3 codes + SEP) = 80 tokens
+  model_config = models.tiger_config(history_separator=True)
   codes_per_level = (_CODES,) * _LEVELS
   model = onerec.OneRec(
     model_config, vocabulary_lib.Vocabulary(codes_per_level), 1

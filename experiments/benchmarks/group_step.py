@@ -43,11 +43,8 @@ TOY: dict[str, Any] = dict(
   codes=32,
   levels=2,
   catalogue_items=500,
-  model=dict(
-    embed_dim=32, num_heads=2, head_dim=16, encoder_layers=1,
-    decoder_layers=1, mlp_dim=32,
-  ),
-)  # fmt: skip
+  model=models.TOY_SIZES,
+)
 FULL: dict[str, Any] = dict(
   users=2,
   group=128,

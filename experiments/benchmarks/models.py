@@ -29,6 +29,16 @@ _TIGER: dict[str, Any] = dict(
   scan_layers=False,
 )
 
+# Of a model that is to run at all, in seconds.
+TOY_SIZES: dict[str, Any] = dict(
+  embed_dim=32,
+  num_heads=2,
+  head_dim=16,
+  encoder_layers=1,
+  decoder_layers=1,
+  mlp_dim=32,
+)
+
 
 def tiger_config(**changes: Any) -> config_lib.ModelConfig:
   """Returns TIGER's sizes, with some fields changed."""

@@ -56,7 +56,7 @@ def prepare_ours(
   import jax.numpy as jnp
   import optax
 
-  from onerec_jax import config as config_lib
+  from experiments.benchmarks import models
   from onerec_jax.losses import likelihood
   from onerec_jax.model import flops
   from onerec_jax.model import onerec
@@ -64,19 +64,9 @@ def prepare_ours(
   from onerec_jax.semantic_ids import vocabulary as vocabulary_lib
 
   fields: dict[str, Any] = dict(
-    embed_dim=128,
-    num_heads=6,
-    head_dim=64,
-    encoder_layers=4,
-    decoder_layers=4,
-    mlp_dim=1024,
-    moe=config_lib.MoEConfig(enabled=False),
-    dropout_rate=0.1,
-    history_separator=False,
-    user_buckets=_USERS,
-    scan_layers=False,
+    dropout_rate=0.1, history_separator=False, user_buckets=_USERS
   )
-  model_config = config_lib.ModelConfig(**(fields | changes))
+  model_config = models.tiger_config(**(fields | changes))
   vocabulary = vocabulary_lib.Vocabulary((_CODES,) * _LEVELS, _USERS)
   model = onerec.OneRec(model_config, vocabulary, 1)
   params = jax.tree.map(
