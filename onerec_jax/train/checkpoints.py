@@ -6,6 +6,7 @@ or other settings.
 """
 
 import contextlib
+import copy
 import dataclasses
 import logging as std_logging
 from collections.abc import Iterator
@@ -155,7 +156,7 @@ class Checkpointer:
     progress: Mapping[str, Any],
     best_step: int | None,
   ) -> None:
-    """Starts writing a checkpoint; returns once the arrays are copied.
+    """Starts writing a checkpoint; returns once everything is copied.
 
     Args:
       step: steps done; nothing happens if it is saved already.
@@ -167,6 +168,8 @@ class Checkpointer:
     if step == self.latest_step():
       return
     self._keep.best_step = best_step
+    # Written in the background, while the loop goes on counting in them.
+    data, progress = copy.deepcopy((data, dict(progress)))
     items = {
       'params': ocp.args.StandardSave(state.params),
       'opt': ocp.args.StandardSave(_opt_item(state)),
@@ -175,7 +178,7 @@ class Checkpointer:
         {**dataclasses.asdict(self._contract), 'versions': _versions()}
       ),
       'data': ocp.args.JsonSave({'iterator': data}),
-      'progress': ocp.args.JsonSave(dict(progress)),
+      'progress': ocp.args.JsonSave(progress),
     }
     if state.ema_params is not None:
       items['ema'] = ocp.args.StandardSave(state.ema_params)

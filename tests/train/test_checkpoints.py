@@ -1,5 +1,7 @@
 import dataclasses
+import json
 import shutil
+import threading
 
 import jax
 import numpy as np
@@ -84,6 +86,29 @@ def _state(mesh):
     names=names,
   )
   return start, agreed, value
+
+
+def test_what_is_written_later_is_what_was_handed_over(tmp_path, monkeypatch):
+  # JSON is written in the background; here only once the loop has gone on.
+  gone_on = threading.Event()
+  data, progress = {'next': [3]}, {'seconds': {'train': 1.0}}
+  dumps = json.dumps
+
+  def late(value, *args, **kwargs):
+    if value in ({'iterator': data}, progress):
+      assert gone_on.wait(60)
+    return dumps(value, *args, **kwargs)
+
+  monkeypatch.setattr(json, 'dumps', late)
+  start, agreed, _ = _state(_mesh(1, 1, 1))
+  with checkpoints.Checkpointer(tmp_path, agreed, keep=1) as saver:
+    saver.save(0, start, data=data, progress=progress, best_step=None)
+    data['next'][0], progress['seconds']['train'] = 4, 2.0
+    gone_on.set()
+    saver.wait()
+    saved = saver.restore(start)
+  assert saved.data == {'next': [3]}
+  assert saved.progress == {'seconds': {'train': 1.0}}
 
 
 @pytest.mark.parametrize('shape', [(1, 1, 1), (1, 8, 1), (1, 2, 1)])
