@@ -101,7 +101,8 @@ def test_what_is_written_later_is_what_was_handed_over(tmp_path, monkeypatch):
 
   monkeypatch.setattr(json, 'dumps', late)
   start, agreed, _ = _state(_mesh(1, 1, 1))
-  with checkpoints.Checkpointer(tmp_path, agreed, keep=1) as saver:
+  folder = workdir.Workdir(tmp_path).stage('pretrain')
+  with checkpoints.Checkpointer(folder, agreed, keep=1) as saver:
     saver.save(0, start, data=data, progress=progress, best_step=None)
     data['next'][0], progress['seconds']['train'] = 4, 2.0
     gone_on.set()
