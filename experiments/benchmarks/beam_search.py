@@ -52,6 +52,7 @@ def prepare_ours(
 
   from experiments.benchmarks import models
   from onerec_jax.decoding import beam_search
+  from onerec_jax.model import encoder_input
   from onerec_jax.model import onerec
   from onerec_jax.model import parameters
   from onerec_jax.semantic_ids import prefix_trie
@@ -81,7 +82,7 @@ def prepare_ours(
       {'params': params}, *args, method=method
     )
     user = jnp.zeros(batch_size, jnp.int32)
-    inputs = onerec.EncoderInput(history, history_mask, user)
+    inputs = encoder_input.EncoderInput(history, history_mask, user)
     encoded = apply(inputs, method='encode')
     context = apply(
       encoded,
@@ -213,9 +214,18 @@ _CONTENDERS: dict[str, tuple[str, int, bool]] = {
 
 
 def _serve(
-  connection: Any, names: list[str], batch_size: int, num_beams: int
+  connection: Any,
+  names: list[str],
+  batch_size: int,
+  num_beams: int,
+  threads: int | None,
 ) -> None:
-  """Child process, one per framework: runs a contender per request."""
+  """Child process, one per framework: times a contender per request.
+
+  Behind an untimed call, as in train_step.py.
+  """
+  if threads == 1:
+    harness.use_one_core()
   runs = {}
   about = {}
   for name in names:
@@ -240,6 +250,7 @@ def _serve(
     }
   connection.send(about)
   while name := connection.recv():
+    runs[name]()
     wall, cpu = time.perf_counter(), time.process_time()
     runs[name]()
     times = time.perf_counter() - wall, time.process_time() - cpu
@@ -254,6 +265,7 @@ def measure(
   num_beams: int,
   rounds: int,
   warmup: int,
+  threads: int | None,
 ) -> dict[str, dict[str, Any]]:
   """Returns wall and CPU seconds per call of every contender, in turns."""
   context = multiprocessing.get_context('spawn')
@@ -264,7 +276,7 @@ def measure(
   for members in groups.values():
     here, there = context.Pipe()
     child = context.Process(
-      target=_serve, args=(there, members, batch_size, num_beams)
+      target=_serve, args=(there, members, batch_size, num_beams, threads)
     )
     child.start()
     children.append((child, here))
@@ -296,6 +308,7 @@ def main() -> None:
   parser.add_argument('--num_beams', type=int, default=50)
   parser.add_argument('--rounds', type=int, default=7)
   parser.add_argument('--warmup', type=int, default=1)
+  parser.add_argument('--threads', type=int, choices=(1,))
   parser.add_argument('--contenders', default=','.join(_CONTENDERS))
   parser.add_argument('--output', default=str(_RESULT))
   args = parser.parse_args()
@@ -307,6 +320,7 @@ def main() -> None:
     num_beams=args.num_beams,
     rounds=args.rounds,
     warmup=args.warmup,
+    threads=args.threads,
   )
   ratios = {
     f'{slow} / {fast}': harness.ratio(results[slow], results[fast])
@@ -324,6 +338,7 @@ def main() -> None:
     packages,
     batch_size=args.batch_size,
     num_beams=args.num_beams,
+    threads=args.threads or os.cpu_count(),
     load_average_before=load,
     results=results,
     ratios=ratios,

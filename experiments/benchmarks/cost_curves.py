@@ -3,7 +3,7 @@
   python -m experiments.benchmarks.cost_curves
   python -m experiments.benchmarks.cost_curves --curves=items,beams
 
-Times where a time means something; FLOPs and memory of the compiled program
+CPU times where a time means something; FLOPs and memory of the compiled program
 for long histories and for (fake) devices, which share the cores of one machine.
 Between two neighbouring points a cost grows as x^e; e above the expected
 exponent by more than a half is called a cliff.  Every curve has a process of
@@ -76,6 +76,7 @@ def draw(curves: dict[str, dict[str, Any]], path: pathlib.Path) -> None:
 
   matplotlib.use('Agg')
   from matplotlib import pyplot
+  from matplotlib import ticker
 
   figure, axes = pyplot.subplots(
     1, len(curves), figsize=(4 * len(curves), 3.6), squeeze=False
@@ -94,6 +95,11 @@ def draw(curves: dict[str, dict[str, Any]], path: pathlib.Path) -> None:
     axis.set_xscale('log')
     axis.set_yscale('log')
     axis.set_xlabel(name)
+    axis.set_xticks(curve['x'], [f'{x:.4g}' for x in curve['x']], rotation=45)
+    axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter(ticker.StrMethodFormatter('{x:g}'))
+    for side in (axis.xaxis, axis.yaxis):
+      side.set_minor_formatter(ticker.NullFormatter())
     axis.legend(fontsize=7)
     axis.grid(alpha=0.3)
   axes[0][0].set_ylabel('cost over that of the first point')

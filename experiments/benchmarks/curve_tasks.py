@@ -4,7 +4,6 @@ Judges nothing.  JAX is imported inside, because the curve over devices first
 says how many there are.
 """
 
-import statistics
 import time
 from collections.abc import Callable
 from typing import Any
@@ -31,14 +30,18 @@ class Curve(NamedTuple):
   notes: dict[str, Any]
 
 
-def _median_seconds(run: Callable[[], Any], rounds: int = _ROUNDS) -> float:
+def _cpu_seconds(run: Callable[[], Any], rounds: int = _ROUNDS) -> float:
+  """Returns the CPU seconds of the quickest call.
+
+  Not wall time, which on a shared machine makes cliffs of its own.
+  """
   run()
   spent = []
   for _ in range(rounds):
-    start = time.perf_counter()
+    start = time.process_time()
     run()
-    spent.append(time.perf_counter() - start)
-  return statistics.median(spent)
+    spent.append(time.process_time() - start)
+  return min(spent)
 
 
 # --- Curves -----------------------------------------------------------------
@@ -65,9 +68,9 @@ def items(toy: bool) -> Curve:
   build, search, per_item, bitmap, compiled = [], [], [], [], []
   for number in x:
     codes = models.item_codes(number, codes_per_level)
-    start = time.perf_counter()
+    start = time.process_time()
     trie = prefix_trie.PrefixTrie.build(codes, codes_per_level)
-    build.append(time.perf_counter() - start)
+    build.append(time.process_time() - start)
     words = sum(
       level.words.nbytes
       for level in trie.levels
@@ -98,7 +101,7 @@ def items(toy: bool) -> Curve:
     def run(trie: Any, jitted: Any = jitted) -> Any:
       return jax.block_until_ready(jitted(trie, table))
 
-    search.append(_median_seconds(lambda trie=trie, run=run: run(trie)))
+    search.append(_cpu_seconds(lambda trie=trie, run=run: run(trie)))
     # Another catalogue, a tenth smaller, in the same room.
     fresh = models.item_codes(number * 9 // 10, codes_per_level, seed=1)
     found = run(trie.refresh(fresh))
@@ -165,7 +168,7 @@ def history(toy: bool) -> Curve:
     memory.append(float(harness.temporary_bytes(compiled)))
     spent.append(None)
     if number <= longest_timed:
-      spent[-1] = _median_seconds(
+      spent[-1] = _cpu_seconds(
         lambda run=compiled, u=users: jax.block_until_ready(run(made.params, u))
       )
   return Curve(
@@ -200,7 +203,7 @@ def experts(toy: bool) -> Curve:
     tokens_in = jax.random.normal(keys[2], (tokens, embed))
     logits = jax.random.normal(keys[3], (tokens, number))
 
-    def layer(tokens_in: Any, weights: Any, logits: Any = logits) -> Any:
+    def layer(tokens_in: Any, weights: Any, logits: Any) -> Any:
       routing = moe.route(
         logits,
         jnp.zeros(logits.shape[1]),
@@ -216,17 +219,19 @@ def experts(toy: bool) -> Curve:
         activation=jax.nn.relu,
       )
 
-    def loss(tokens_in: Any, weights: Any, layer: Any = layer) -> Any:
-      return jnp.sum(layer(tokens_in, weights) ** 2)
+    def loss(
+      tokens_in: Any, weights: Any, logits: Any, layer: Any = layer
+    ) -> Any:
+      return jnp.sum(layer(tokens_in, weights, logits) ** 2)
+
+    arguments = (tokens_in, weights, logits)
 
     for function, kept in (
       (layer, forward), (jax.grad(loss, argnums=(0, 1)), backward),
     ):  # fmt: skip
       run = jax.jit(function)
       kept.append(
-        _median_seconds(
-          lambda r=run, t=tokens_in, w=weights: jax.block_until_ready(r(t, w))
-        )
+        _cpu_seconds(lambda r=run, a=arguments: jax.block_until_ready(r(*a)))
       )
   return Curve(
     x,
@@ -274,7 +279,7 @@ def beams(toy: bool) -> Curve:
     compiled = jax.jit(search).lower(*arguments).compile()
     memory.append(float(harness.temporary_bytes(compiled)))
     spent.append(
-      _median_seconds(lambda r=compiled: jax.block_until_ready(r(*arguments)))
+      _cpu_seconds(lambda r=compiled: jax.block_until_ready(r(*arguments)))
     )
   return Curve(
     x,
@@ -292,7 +297,7 @@ def devices(toy: bool) -> Curve:
 
   jax.config.update('jax_num_cpu_devices', 8)
   from onerec_jax import config as config_lib
-  from onerec_jax import sharding
+  from onerec_jax import meshes
   from onerec_jax.aot import programs
 
   x = [1, 2] if toy else [1, 2, 4, 8]
@@ -313,7 +318,7 @@ def devices(toy: bool) -> Curve:
       pretrain=config_lib.TrainConfig(batch_size=16 if toy else 64),
       mesh=config_lib.MeshConfig(fsdp=number),
     )
-    mesh = sharding.make_mesh(made.mesh, jax.devices()[:number])
+    mesh = meshes.make_mesh(made.mesh, jax.devices()[:number])
     program = programs.build(made, mesh, mode='train', num_items=1000)
     compiled = program.function.lower(*program.arguments).compile()
     analysis: Any = compiled.memory_analysis()

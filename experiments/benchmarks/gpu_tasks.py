@@ -22,6 +22,7 @@ from experiments.benchmarks import session_beam
 from onerec_jax import accelerators
 from onerec_jax import batch as batch_lib
 from onerec_jax import config as config_lib
+from onerec_jax import meshes
 from onerec_jax import sharding
 from onerec_jax.decoding import recommend
 from onerec_jax.model import flops
@@ -107,7 +108,7 @@ def _train_once(sizes: _Sizes, rows: int, *, rounds: int) -> dict[str, Any]:
   """Times the training step of the project at one batch size."""
   made = sizes.made
   train = config_lib.TrainConfig(batch_size=rows)
-  mesh = sharding.make_mesh(config_lib.MeshConfig())
+  mesh = meshes.make_mesh(config_lib.MeshConfig())
   model = made.model.clone(mesh=mesh)
   objective = pretrain.make_objective(model, train)
   optimizer = optimizer_lib.make_optimizer(train.optimizer, num_steps=1000)

@@ -14,6 +14,7 @@ in the same step, is left out.  Writes results/group_step.json.
 import argparse
 import functools
 import json
+import pathlib
 from collections.abc import Callable
 from typing import Any
 from typing import Literal
@@ -280,14 +281,27 @@ def main() -> None:
   """Command line."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--rounds', type=int, default=5)
+  parser.add_argument('--threads', type=int, choices=(1,))
   parser.add_argument('--toy', action='store_true')
-  parser.add_argument('--output', default=harness.RESULTS / 'group_step.json')
+  parser.add_argument(
+    '--method',
+    choices=tuple(_LOSSES),
+    help='the other is kept as it is in the result file; default: both',
+  )
+  parser.add_argument(
+    '--output', type=pathlib.Path, default=harness.RESULTS / 'group_step.json'
+  )
   arguments = parser.parse_args()
+  if arguments.threads == 1:
+    harness.use_one_core()
   sizes = TOY if arguments.toy else FULL
-  methods: tuple[Method, ...] = ('ipa', 'ecpo')
-  found = {m: measure(m, sizes, rounds=arguments.rounds) for m in methods}
-  for method, entry in found.items():
-    print(method, json.dumps(entry['of_bound'], indent=1))
+  found: dict[str, Any] = {}
+  if arguments.output.exists():
+    kept = json.loads(arguments.output.read_text())
+    found = {m: kept[m] for m in _LOSSES if m in kept}
+  for method in [arguments.method] if arguments.method else _LOSSES:
+    found[method] = measure(method, sizes, rounds=arguments.rounds)
+    print(method, json.dumps(found[method]['of_bound'], indent=1))
   harness.write(
     arguments.output,
     harness.report(

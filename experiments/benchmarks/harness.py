@@ -28,6 +28,16 @@ _ARRAY = re.compile(r'\b(?:pred|bf16|[fsu]\d+)\[([\d,]+)\]')
 # --- Turns ------------------------------------------------------------------
 
 
+def use_one_core() -> None:
+  """Keeps this process on one core; before JAX or PyTorch counts them.
+
+  PyTorch's threads spin while they wait for a busy core: on a machine that
+  others use, only one thread each compares fairly.
+  """
+  os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+  os.environ['OMP_NUM_THREADS'] = '1'
+
+
 def timed(run: Callable[[], Any]) -> tuple[float, float]:
   """Returns wall and CPU seconds of a call, which must wait for its result."""
   wall, cpu = time.perf_counter(), time.process_time()
@@ -40,19 +50,23 @@ def alternate(
 ) -> dict[str, dict[str, Any]]:
   """Times all contenders in turns; the order turns around every round.
 
-  So that drift of a shared machine hits all alike.
+  So that drift of a shared machine hits all alike.  An untimed call comes
+  before every timed one, which so finds its own memory and caches, as in a
+  loop of its own: after another contender's call the same step took up to
+  twice as long.
 
   Args:
     runs: contenders by name; each waits for its result.
     rounds: timed calls of each.
-    warmup: calls of each before.
+    warmup: rounds before, untimed.
   """
   times: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
   names = list(runs)
   for number in range(warmup + rounds):
     for name in names if number % 2 else names[::-1]:
-      spent = timed(runs[name])
+      runs[name]()
       if number >= warmup:
+        spent = timed(runs[name])
         times[name].append(spent)
         print(f'{name} {spent[0]:.4f} s wall {spent[1]:.4f} s cpu', flush=True)
   return {name: seconds(pairs) for name, pairs in times.items()}

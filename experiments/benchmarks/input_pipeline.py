@@ -160,8 +160,8 @@ def main() -> None:
     '--output', default=harness.RESULTS / 'input_pipeline.json'
   )
   arguments = parser.parse_args()
-  # About a minute of training each on two cores.
-  steps = {'toy': 10} if arguments.toy else {'quickstart': 500, 'beauty': 60}
+  # Half a minute of training each on two quiet cores.
+  steps = {'toy': 10} if arguments.toy else {'quickstart': 200, 'beauty': 30}
   found = {
     name: measure(name, arguments.workdir, steps=number)
     for name, number in steps.items()

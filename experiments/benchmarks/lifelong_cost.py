@@ -21,6 +21,8 @@ import time
 from typing import Any
 from typing import Literal
 
+from experiments.benchmarks import harness
+
 _RESULT = pathlib.Path(__file__).parent / 'results' / 'lifelong_cost.json'
 _EVENTS = 100_000
 _ITEMS = 200_000
@@ -156,7 +158,7 @@ def main() -> None:
   parser.add_argument('--output', default=str(_RESULT))
   arguments = parser.parse_args()
   # Before NumPy counts the cores.
-  os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+  harness.use_one_core()
   import numpy as np
 
   results = [measure(*case, users=arguments.users) for case in _CASES]

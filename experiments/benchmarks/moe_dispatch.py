@@ -21,6 +21,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from experiments.benchmarks import harness
+
 _RESULT = pathlib.Path(__file__).parent / 'results' / 'moe_dispatch.json'
 _PEAK = 2048  # side of the square matmul that defines the peak
 _TOP_K = 2
@@ -186,7 +188,7 @@ def main() -> None:
   parser.add_argument('--output', default=str(_RESULT))
   args = parser.parse_args()
   if args.threads == 1:  # before JAX counts the cores
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    harness.use_one_core()
   forms = args.forms.split(',')
   results = [
     measure(

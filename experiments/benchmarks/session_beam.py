@@ -27,6 +27,7 @@ from onerec_jax import config as config_lib
 from onerec_jax.decoding import beam_search
 from onerec_jax.decoding import constraints
 from onerec_jax.decoding import recommend
+from onerec_jax.model import encoder_input
 from onerec_jax.model import onerec
 from onerec_jax.semantic_ids import prefix_trie
 from onerec_jax.semantic_ids import vocabulary as vocabulary_lib
@@ -115,7 +116,7 @@ def make_tiled(
     batch = users.user.shape[0]
     rows = batch * num_beams
     encoded: Any = apply(
-      onerec.encoder_input(users, catalogue), router_bias, method='encode'
+      encoder_input.of_batch(users, catalogue), router_bias, method='encode'
     )
     encoded = jax.tree.map(lambda x: jnp.repeat(x, num_beams, axis=0), encoded)
     context = apply(
@@ -290,9 +291,12 @@ def main() -> None:
   """Command line."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--rounds', type=int, default=9)
+  parser.add_argument('--threads', type=int, choices=(1,))
   parser.add_argument('--toy', action='store_true')
   parser.add_argument('--output', default=harness.RESULTS / 'session_beam.json')
   arguments = parser.parse_args()
+  if arguments.threads == 1:
+    harness.use_one_core()
   found = measure(TOY if arguments.toy else FULL, rounds=arguments.rounds)
   result = harness.report('session_beam', ('jax', 'flax', 'numpy'), **found)
   print(json.dumps(result['ratio'], indent=1))

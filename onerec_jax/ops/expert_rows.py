@@ -5,6 +5,7 @@ every expert, loops over blocks of rows.  Pure array functions.
 """
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Literal
 from typing import NamedTuple
@@ -17,10 +18,10 @@ from jaxtyping import Int
 
 Activation = Callable[[jax.Array], jax.Array]
 
-# Rows multiplied at once on CPU: large blocks while a group lasts (reading and
-# packing the matrices costs about 30 rows' worth), small ones for its rest.
-_LARGE_BLOCK = 256
-_SMALL_BLOCK = 32
+# Rows multiplied at once on CPU, falling: a group takes blocks of 256 and then
+# the one that just holds its rest, because every block reads and packs the
+# matrices again, which costs about 30 rows' worth.
+_BLOCKS = (256, 192, 128, 96, 64, 32, 0)
 
 
 class ExpertWeights(NamedTuple):
@@ -122,37 +123,45 @@ def _ragged(activation, x, weights, order):
 # --- CPU --------------------------------------------------------------------
 
 
-def _for_each_block(sizes, load, update, carry):
+def largest_block(num_rows: int) -> int:
+  """Returns the largest block that a group of `num_rows` rows could take."""
+  return next(b for b in reversed(_BLOCKS) if b >= min(num_rows, _BLOCKS[0]))
+
+
+def _for_each_block(order, load, update, carry):
   """Calls `update` for every block of rows of every expert.
 
   Args:
-    sizes: rows per expert. [E]
+    order: of the rows.
     load: expert -> what its blocks read.
     update: (size, e, row, end, local, carry) -> carry; rows from `end` on
       belong to others: they may be written (their expert comes later) but must
       not be read.
     carry: arrays that all experts write to.
   """
-  ends = jnp.cumsum(sizes)
+  ends = jnp.cumsum(order.sizes)
+  largest = largest_block(order.slots.shape[0])
 
   def expert(e, carry):
     local = load(e)
 
-    def blocks(size, state):
+    def blocks(size, smaller, state):
       def body(state):
         row, carry = state
         return row + size, update(size, e, row, ends[e], local, carry)
 
-      # A large block even for a rest that fills it by half only.
-      least = 0 if size == _SMALL_BLOCK else size // 2
+      # A loop also where it turns once: `lax.cond` would copy the carry.
       return jax.lax.while_loop(
-        lambda state: state[0] + least < ends[e], body, state
+        lambda state: state[0] + smaller < ends[e], body, state
       )
 
-    state = blocks(_LARGE_BLOCK, (ends[e] - sizes[e], carry))
-    return blocks(_SMALL_BLOCK, state)[1]
+    state = ends[e] - order.sizes[e], carry
+    for size, smaller in itertools.pairwise(_BLOCKS):
+      if size <= largest:
+        state = blocks(size, smaller, state)
+    return state[1]
 
-  return jax.lax.fori_loop(0, sizes.shape[0], expert, carry)
+  return jax.lax.fori_loop(0, ends.shape[0], expert, carry)
 
 
 def _take(array, row, size):
@@ -179,18 +188,21 @@ def _middle(activation, pre):
 
 def _padded_tokens(x, order):
   # The last block may reach past the last row.
-  return jnp.pad(order.slots // _top_k(x, order), (0, _LARGE_BLOCK))
+  beyond = largest_block(order.slots.shape[0])
+  return jnp.pad(order.slots // _top_k(x, order), (0, beyond))
 
 
-def _blocks_forward(activation, x, weights, order):
-  """Returns y and, per row, the products in front of the activation."""
+def _blocks_forward(activation, x, weights, order, *, keep):
+  """Returns y and, if `keep`, each row's products before the activation."""
   tokens = _padded_tokens(x, order)
   num_rows, hidden = tokens.shape[0], weights.wi.shape[-1]
 
   def empty(width):
     return jnp.zeros((num_rows, width), x.dtype)
 
-  pre = (empty(hidden), None if weights.wg is None else empty(hidden))
+  pre = None
+  if keep:
+    pre = empty(hidden), None if weights.wg is None else empty(hidden)
 
   def load(e):
     return jax.tree.map(lambda w: w[e], weights)
@@ -203,28 +215,28 @@ def _blocks_forward(activation, x, weights, order):
       lambda w: _contract(block, w, (1, 0)), (local.wi, local.wg)
     )
     out = _contract(_middle(activation, inner), local.wo, (1, 0))
-    pre = jax.tree.map(lambda a, b: _put(a, b, row), pre, inner)
+    if keep:
+      pre = jax.tree.map(lambda a, b: _put(a, b, row), pre, inner)
     return _put(y, out, row), pre
 
-  carry = (empty(x.shape[1]), pre)
-  return _for_each_block(order.sizes, load, update, carry)
+  return _for_each_block(order, load, update, (empty(x.shape[1]), pre))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _blocks(activation, x, weights, order):
-  y, _ = _blocks_forward(activation, x, weights, order)
+  y, _ = _blocks_forward(activation, x, weights, order, keep=False)
   return y[: order.slots.shape[0]]
 
 
 def _blocks_with_residuals(activation, x, weights, order):
-  y, pre = _blocks_forward(activation, x, weights, order)
+  y, pre = _blocks_forward(activation, x, weights, order, keep=True)
   return y[: order.slots.shape[0]], (x, weights, order, pre)
 
 
 def _blocks_backward(activation, residuals, dy):
   x, weights, order, pre = residuals
   tokens = _padded_tokens(x, order)
-  dy = jnp.pad(dy, ((0, _LARGE_BLOCK), (0, 0)))
+  dy = jnp.pad(dy, ((0, tokens.shape[0] - dy.shape[0]), (0, 0)))
 
   def load(e):
     return jax.tree.map(lambda w: w[e], weights)
@@ -247,7 +259,7 @@ def _blocks_backward(activation, residuals, dy):
 
   zeros = jnp.zeros((tokens.shape[0], x.shape[1]), x.dtype)
   carry = (zeros, jax.tree.map(jnp.zeros_like, weights))
-  dx, dweights = _for_each_block(order.sizes, load, update, carry)
+  dx, dweights = _for_each_block(order, load, update, carry)
   return _sum_slots(dx, order, _top_k(x, order)), dweights, None
 
 
