@@ -30,7 +30,7 @@ def run(
     experiment: all settings; no data are read.
     topology: user name of a slice, e.g. 'v6e-16' or 'v5p-128'.
     slices: equal slices joined by the data-centre network.
-    mode: 'train', 'dpo', 'ecpo' or 'decode'.
+    mode: one of `modes.MODES`.
     output: file for the report as JSON; local or gs://.
     serialize: file for the executable; local or gs://.
     num_items: size of the assumed catalogue.

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 
 from onerec_jax import accelerators
 from onerec_jax import config as config_lib
-from onerec_jax import sharding
+from onerec_jax import meshes
 from onerec_jax.aot import findings
 from onerec_jax.aot import flags as flags_lib
 from onerec_jax.aot import programs
@@ -81,7 +81,7 @@ def compile_for_tpu(
   generation = described.slice.generation
   flags = flags_lib.read(generation.name) if use_flags else None
   mesh_config = dataclasses.replace(experiment.mesh, slices=num_slices)
-  mesh = sharding.make_mesh(mesh_config, described.devices)
+  mesh = meshes.make_mesh(mesh_config, described.devices)
   result, compiled = compile_on_mesh(
     experiment,
     mesh,
@@ -114,7 +114,7 @@ def compile_on_mesh(
     experiment: all settings.
     mesh: devices of a topology, or real ones.
     generation: whose peak and memory are compared to.
-    mode: one of `programs.MODES`.
+    mode: one of `modes.MODES`.
     num_items: size of the assumed catalogue.
     flags: compiler options; None: none.
 

@@ -113,7 +113,7 @@ def examine(text: str, facts: Facts) -> Findings:
       for x in executed
       if x.instruction.opcode == 'sort' and _is_wide(x.instruction, facts)
     ),
-    top_k_calls=_calls(executed, ('TopK', 'PartialReduce')),
+    top_k_calls=_calls(module, executed, ('TopK', 'PartialReduce')),
     score_arrays=_distinct(
       x for x in arrays if _has_scores(x.instruction, facts)
     ),
@@ -122,7 +122,7 @@ def examine(text: str, facts: Facts) -> Findings:
     ),
     relayout_copies=tuple(copies[:_LISTED]),
     relayout_bytes=math.fsum(f.bytes * f.executions for f in copies),
-    kernels=_calls(executed, ('tpu_custom_call',)),
+    kernels=_calls(module, executed, ('tpu_custom_call',)),
     estimated_cycles=math.fsum(
       x.instruction.estimated_cycles * x.executions
       for x in executed
@@ -317,14 +317,24 @@ def _is_wide(instruction: hlo.Instruction, facts: Facts) -> bool:
   return key.dims[int(found.group(1))] > max(facts.beams, 1)
 
 
-def _calls(executed: Iterable[hlo.Executed], targets: Iterable[str]) -> float:
+def _calls(
+  module: hlo.Module, executed: Iterable[hlo.Executed], targets: Iterable[str]
+) -> float:
+  """Returns how often custom calls run, those that a collective joins too."""
   targets = tuple(targets)
-  return math.fsum(
-    x.executions
-    for x in executed
-    if x.instruction.opcode == 'custom-call'
-    and x.instruction.attribute('custom_call_target') in targets
-  )
+
+  def calls(instruction: hlo.Instruction) -> bool:
+    lines: Iterable[hlo.Instruction] = (instruction,)
+    if instruction.opcode == 'fusion':
+      (name,) = instruction.called['calls']
+      lines = module.computations.get(name, ())
+    return any(
+      line.opcode == 'custom-call'
+      and line.attribute('custom_call_target') in targets
+      for line in lines
+    )
+
+  return math.fsum(x.executions for x in executed if calls(x.instruction))
 
 
 def _found(x: hlo.Executed) -> Found:

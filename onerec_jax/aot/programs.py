@@ -7,9 +7,7 @@ arrays.  Reads no data, and neither trains nor decodes.
 from collections.abc import Callable
 from collections.abc import Mapping
 from typing import Any
-from typing import Literal
 from typing import NamedTuple
-from typing import get_args
 
 import jax
 import numpy as np
@@ -19,6 +17,7 @@ from onerec_jax import batch as batch_lib
 from onerec_jax import config as config_lib
 from onerec_jax import sharding
 from onerec_jax.aot import assumed
+from onerec_jax.aot import modes
 from onerec_jax.data import group_batches
 from onerec_jax.data import preference_pairs
 from onerec_jax.decoding import recommend
@@ -33,9 +32,6 @@ from onerec_jax.semantic_ids import vocabulary as vocabulary_lib
 from onerec_jax.train import optimizer as optimizer_lib
 from onerec_jax.train import state as state_lib
 from onerec_jax.train import step as step_lib
-
-Mode = Literal['train', 'dpo', 'ecpo', 'decode']
-MODES: tuple[Mode, ...] = get_args(Mode)
 
 
 class Program(NamedTuple):
@@ -63,14 +59,15 @@ def build(
   Args:
     experiment: all settings.
     mesh: devices of a topology, or real ones.
-    mode: one of `MODES`.
+    mode: one of `modes.MODES`.
     num_items: assumed size of the catalogue.
 
   Raises:
     ValueError: the mode is unknown, or the settings do not fit together.
   """
-  if mode not in MODES:
-    raise ValueError(f'--mode={mode} is not one of {", ".join(MODES)}.')
+  if mode not in modes.MODES:
+    known = ', '.join(modes.MODES)
+    raise ValueError(f'--mode={mode} is not one of {known}.')
   if experiment.architecture != 'onerec':
     raise ValueError(
       f'aot compiles OneRec; architecture={experiment.architecture!r} is an'
@@ -79,7 +76,7 @@ def build(
   if num_items < 1:
     raise ValueError(f'--num_items={num_items} must be at least 1.')
   builder = _Builder(experiment, mesh, num_items)
-  makers: dict[str, Callable[[], Program]] = {
+  makers: Mapping[modes.Mode, Callable[[], Program]] = {
     'train': builder.train,
     'dpo': builder.dpo,
     'ecpo': builder.ecpo,

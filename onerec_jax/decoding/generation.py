@@ -15,6 +15,7 @@ from jaxtyping import Array
 from jaxtyping import Bool
 from jaxtyping import Float
 from jaxtyping import Int
+from jaxtyping import Shaped
 
 from onerec_jax.decoding import constraints
 from onerec_jax.semantic_ids import prefix_trie
@@ -237,13 +238,57 @@ def _reorder_cache(cache: Cache, parents: Int[Array, 'B V']) -> Cache:
   """Gives every surviving beam the cache of the beam it continues."""
 
   def reorder(x: Array) -> Array:
-    shape = (*x.shape[:2], parents.shape[1], *x.shape[3:])
     if x.shape[2] == 1:
+      shape = (*x.shape[:2], parents.shape[1], *x.shape[3:])
       return jnp.broadcast_to(x, shape)
-    index = parents.reshape(1, *parents.shape, *(1,) * (x.ndim - 3))
-    return jnp.take_along_axis(x, index, axis=2, mode='clip')
+    if x.shape[2] != parents.shape[1]:  # once, in the first item
+      return take_beams(x, parents)
+    return lax.platform_dependent(
+      x, parents, tpu=select_beams, default=take_beams
+    )
 
   return jax.tree.map(reorder, cache)
+
+
+def take_beams(
+  x: Shaped[Array, 'layers B W ...'], parents: Int[Array, 'B V']
+) -> Shaped[Array, 'layers B V ...']:
+  """Returns x[:, b, parents[b, v], ...]: a gather."""
+  index = parents.reshape(1, *parents.shape, *(1,) * (x.ndim - 3))
+  return jnp.take_along_axis(x, index, axis=2, mode='clip')
+
+
+def select_beams(
+  x: Shaped[Array, 'layers B W ...'], parents: Int[Array, 'B W']
+) -> Shaped[Array, 'layers B W ...']:
+  """Equals `take_beams` where x is finite: products with one-hot matrices.
+
+  On TPU attention over short sequences wants beams along the lanes of a
+  register, and a gather wants them anywhere else: all of the cache would be
+  copied from one layout to the other and back at every level.  A product
+  with a matrix takes beams as they lie, and writes where it has read.
+
+  Args:
+    x: a leaf of the cache; its last two axes are multiplied at once.
+    parents: beam continued by each beam.
+  """
+  layers, batch, width = x.shape[:3]
+  rest = (1, 1, *x.shape[3:])
+  y = x.reshape(layers, batch, width, -1, *rest[-2:])
+  y = y.transpose(0, 3, 4, 1, 5, 2)  # [layers, T, H, B, K, W]
+  slabs = y.reshape(-1, *y.shape[2:])
+  chosen = parents[..., None] == jnp.arange(width)[None, None]
+  chosen = jnp.broadcast_to(chosen[None], (y.shape[2], *chosen.shape))
+  chosen = chosen.astype(x.dtype)
+
+  def select(i: Array, slabs: Array) -> Array:
+    slab = lax.dynamic_index_in_dim(slabs, i, keepdims=False)
+    # The highest precision: float32 is not rounded to bfloat16.
+    slab = jnp.einsum('hbvw,hbkw->hbkv', chosen, slab, precision='highest')
+    return lax.dynamic_update_index_in_dim(slabs, slab, i, 0)
+
+  slabs = lax.fori_loop(0, slabs.shape[0], select, slabs)
+  return slabs.reshape(y.shape).transpose(0, 3, 5, 1, 2, 4).reshape(x.shape)
 
 
 def _pad_beams(state: _State, width: int) -> _State:

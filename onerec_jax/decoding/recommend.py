@@ -24,7 +24,7 @@ from onerec_jax import config
 from onerec_jax.decoding import beam_search
 from onerec_jax.decoding import constraints
 from onerec_jax.decoding import generation
-from onerec_jax.model import onerec
+from onerec_jax.model import encoder_input
 from onerec_jax.ops import history as history_ops
 from onerec_jax.semantic_ids import prefix_trie
 
@@ -135,7 +135,7 @@ def start(
   history, prefix = history_ops.split_history(
     batch.history_items, batch.history_mask, num_last=decoding.continue_items
   )
-  inputs = onerec.encoder_input(batch, catalogue)
+  inputs = encoder_input.of_batch(batch, catalogue)
   encoded = apply(
     inputs._replace(codes=catalogue.codes[history.items], mask=history.mask),
     router_bias,

@@ -3,7 +3,6 @@
 Queries are scaled by head_dim^-0.5; T5 folds that factor into its initialiser.
 """
 
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -160,6 +159,7 @@ class SelfAttention(nn.Module):
     self,
     x: Float[Array, 'B W D'],
     cache: KeyValues,
+    layer: Int[Array, ''],
     prefix: KeyValues,
     position: Int[Array, ''],
     bias: Float[Array, 'H T'],
@@ -169,7 +169,9 @@ class SelfAttention(nn.Module):
 
     Args:
       x: state of the new token of each beam. [B, W, D]
-      cache: of one layer. [B, W, T, H, K]
+      cache: of all layers; only the new position of `layer` is written, so
+        that a loop over layers copies nothing. [layers, B, W, T, H, K]
+      layer: which one this is.
       prefix: of the tokens before all cached ones, shared by the beams; may
         be empty (P = 0). [B, P, H, K]
       position: where the token is written, 0..T-1.
@@ -180,17 +182,24 @@ class SelfAttention(nn.Module):
       Output and updated cache.
     """
     queries, keys, values = self._project(x)
-    write = functools.partial(
-      jax.lax.dynamic_update_slice_in_dim, start_index=position, axis=2
-    )
-    cache = KeyValues(
-      write(cache.keys, keys[:, :, None].astype(cache.keys.dtype)),
-      write(cache.values, values[:, :, None].astype(cache.values.dtype)),
+
+    def write(cached: jax.Array, new: jax.Array) -> jax.Array:
+      new = new[None, :, :, None].astype(cached.dtype)
+      return jax.lax.dynamic_update_slice(
+        cached, new, (layer, 0, 0, position, 0, 0)
+      )
+
+    cache = KeyValues(write(cache.keys, keys), write(cache.values, values))
+    own = KeyValues(
+      *(
+        jax.lax.dynamic_index_in_dim(cached, layer, keepdims=False)
+        for cached in cache
+      )
     )
     scores = jnp.einsum(
       'bwhk,bwthk->bwht',
       queries,
-      cache.keys,
+      own.keys,
       preferred_element_type=jnp.float32,
     )
     shared = jnp.einsum(
@@ -206,7 +215,7 @@ class SelfAttention(nn.Module):
       axis=-1,
     ).astype(x.dtype)
     length = prefix.keys.shape[1]
-    y = jnp.einsum('bwht,bwthk->bwhk', weights[..., length:], cache.values)
+    y = jnp.einsum('bwht,bwthk->bwhk', weights[..., length:], own.values)
     y += jnp.einsum('bwhp,bphk->bwhk', weights[..., :length], prefix.values)
     return jnp.einsum('bwhk,hkd->bwd', y, self.out.astype(x.dtype)), cache
 

@@ -180,8 +180,9 @@ class DecoderLayer(nn.Module):
 
   def step(
     self,
-    x: Float[Array, 'B W D'],
-    cache: attention_modules.KeyValues,
+    carry: tuple[
+      Float[Array, 'B W D'], attention_modules.KeyValues, Int[Array, '']
+    ],
     context: attention_modules.KeyValues,
     prefix: attention_modules.KeyValues,
     router_bias: Float[Array, ' E'],
@@ -189,16 +190,37 @@ class DecoderLayer(nn.Module):
     self_bias: Float[Array, 'H T'],
     prefix_bias: Float[Array, 'B H P'],
     cross_bias: Float[Array, '#B #H #W S'],
-  ) -> tuple[Float[Array, 'B W D'], attention_modules.KeyValues]:
-    """Advances every beam by one token."""
+  ) -> tuple[
+    tuple[Float[Array, 'B W D'], attention_modules.KeyValues, Int[Array, '']],
+    None,
+  ]:
+    """Advances every beam by one token.
+
+    Args:
+      carry: the states, the cache of all layers, and which layer this is.
+      context: keys and values of the encoder states.
+      prefix: keys and values of the tokens before all cached ones.
+      router_bias: frozen. [E]
+      position: where the token is written.
+      self_bias: of the new position to each position.
+      prefix_bias: of the new position to the prefix.
+      cross_bias: to the encoder states.
+    """
+    x, cache, layer = carry
     y, cache = self.attention.step(
-      self.attention_norm(x), cache, prefix, position, self_bias, prefix_bias
+      self.attention_norm(x),
+      cache,
+      layer,
+      prefix,
+      position,
+      self_bias,
+      prefix_bias,
     )
     x = x + y
     x = x + self.cross.step(self.cross_norm(x), context, cross_bias)
     token_mask = jnp.ones(x.shape[:2], bool)
     y, _ = self._feed_forward(x, token_mask, router_bias, None)
-    return x + y, cache
+    return (x + y, cache, layer + 1), None
 
 
 class Decoder(nn.Module):
@@ -234,7 +256,7 @@ class Decoder(nn.Module):
         'project': dict(in_axes=shared, **scanned),
         'prefill': dict(in_axes=(each, *[shared] * 3), **scanned),
         'score': dict(in_axes=(each, *[shared] * 3), **scanned),
-        'step': dict(in_axes=(*[each] * 4, *[shared] * 4), **scanned),
+        'step': dict(in_axes=(*[each] * 3, *[shared] * 4), **scanned),
       },
     )(c, self.mesh)
     self.final_norm = layers.RMSNorm(c.embed_dim)
@@ -361,9 +383,12 @@ class Decoder(nn.Module):
     prefix_bias = (
       bias[None, :, :before] + attention.key_bias(context.prefix_mask)[:, 0]
     )
-    x, new = self.layers.step(
-      x,
-      attention_modules.KeyValues(cache.key, cache.value),
+    (x, new, _), _ = self.layers.step(
+      (
+        x,
+        attention_modules.KeyValues(cache.key, cache.value),
+        jnp.zeros((), jnp.int32),
+      ),
       attention_modules.KeyValues(context.key, context.value),
       attention_modules.KeyValues(context.prefix_key, context.prefix_value),
       router_bias,

@@ -113,7 +113,7 @@ def test_start_and_done_are_one_asynchronous_collective():
 def test_a_chain_of_asynchronous_fusions_is_one_collective():
   parts = (
     ('fused.1', 'AsyncCollectiveStart'),
-    ('async_collective_fusion.2', 'Other'),
+    ('async_collective_fusion.2', 'tpu_custom_call'),
     ('fused.3', 'AsyncCollectiveDone'),
   )
   before = '\n'.join(
@@ -137,6 +137,8 @@ def test_a_chain_of_asynchronous_fusions_is_one_collective():
   found = findings.examine(text, _FACTS)
   assert found.collectives['all-gather'].executions == 1
   assert found.asynchronous_share('all-gather') == 1
+  # The Pallas kernel that it runs beside is in the same fusion.
+  assert found.kernels == 1
 
 
 def test_a_fused_reduce_scatter_is_synchronous():

@@ -61,8 +61,10 @@ def _compile(tmp_path, topology, mode, *, expert=8, batch_size=64):
     ],
     env={
       **os.environ,
+      'JAX_DISABLE_MOST_OPTIMIZATIONS': '0',
       'JAX_OPTIMIZATION_LEVEL': 'O1',
       'JAX_NUM_CPU_DEVICES': '1',
+      'XLA_FLAGS': '',
     },
     capture_output=True,
     text=True,

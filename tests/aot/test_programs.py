@@ -13,7 +13,7 @@ import rich.console
 
 from onerec_jax import accelerators
 from onerec_jax import config as config_lib
-from onerec_jax import sharding
+from onerec_jax import meshes
 from onerec_jax.aot import assumed
 from onerec_jax.aot import compilation
 from onerec_jax.aot import findings
@@ -94,7 +94,7 @@ def shapes_in_place_of_arrays():
 
 def _build(mode, **kwargs):
   experiment = _experiment(**kwargs)
-  mesh = sharding.make_mesh(experiment.mesh)
+  mesh = meshes.make_mesh(experiment.mesh)
   return programs.build(experiment, mesh, mode=mode, num_items=_ITEMS)
 
 
@@ -171,7 +171,7 @@ def test_ids_whose_levels_depend_on_the_data_are_refused():
 @pytest.fixture(scope='module')
 def compiled():
   experiment = _experiment()
-  mesh = sharding.make_mesh(experiment.mesh)
+  mesh = meshes.make_mesh(experiment.mesh)
   return compilation.compile_on_mesh(
     experiment,
     mesh,
@@ -208,7 +208,7 @@ def test_an_executable_is_written_and_runs_when_read_back(compiled, tmp_path):
     *pickle.loads(path.read_bytes())
   )
   experiment = _experiment()
-  mesh = sharding.make_mesh(experiment.mesh)
+  mesh = meshes.make_mesh(experiment.mesh)
   arguments = programs.build(
     experiment, mesh, mode='train', num_items=_ITEMS
   ).arguments
