@@ -4,30 +4,22 @@ The model and the counting floors answer the same users from the same
 histories and are judged by the same code (comparison.py).  Trains nothing.
 """
 
-import dataclasses
-import time
 from typing import Any
 
-import jax
 import numpy as np
 from absl import logging
 
 from onerec_jax import config
 from onerec_jax import distributed
-from onerec_jax import metrics
-from onerec_jax import sharding
 from onerec_jax import workdir as workdir_lib
-from onerec_jax.data import baselines
 from onerec_jax.data import catalog
-from onerec_jax.data import examples
-from onerec_jax.data import pipeline
-from onerec_jax.decoding import recommend
 from onerec_jax.semantic_ids import table
 from onerec_jax.stages import align
 from onerec_jax.stages import comparison
 from onerec_jax.stages import item_evaluation
 from onerec_jax.stages import predictions
 from onerec_jax.stages import pretrain
+from onerec_jax.stages import ranking
 from onerec_jax.stages import reinforce
 from onerec_jax.stages import session_comparison
 from onerec_jax.stages import trained as trained_lib
@@ -63,20 +55,25 @@ def run(
       f'The split {settings.split!r} has no users to evaluate. Set'
       " evaluate.split='valid', or change data.split and run `prepare` again."
     )
+  cases = ranking.read_cases(
+    store,
+    items_per_session=trained.experiment.data.sessions.items_per_session,
+    max_examples=settings.max_examples,
+  )
   titles, decoded = {}, {}
   for name, model in models.items():
     logging.info(
       'Evaluating %s, checkpoint of step %d, on %d %s users.',
       name,
       model.step,
-      min(store.index.num_examples, settings.max_examples or 2**62),
+      len(cases.user),
       settings.split,
     )
-    decoded[name] = _decode(experiment, model, store)
+    decoded[name] = ranking.rank_users(model, store, cases, settings)
     titles[name] = _title(experiment, model, aligned=name != BEFORE)
-  cases, ours, decoding = decoded[OURS]
-  lists = {name: answers.items for name, (_, answers, _) in decoded.items()}
-  for floor in _floors(workdir):
+  ours = decoded[OURS].answers
+  lists = {name: found.answers.items for name, found in decoded.items()}
+  for floor in ranking.fit_floors(workdir):
     titles[floor.name] = (floor.title, floor.description)
     lists[floor.name] = floor.recommend(
       cases.offsets,
@@ -118,17 +115,21 @@ def run(
       for name, (title, text) in titles.items()
     },
     **figures,
-    **decoding,
-    'legality_by_model': {n: d[2]['legality'] for n, d in decoded.items()},
+    **decoded[OURS].figures,
+    'legality_by_model': {
+      name: found.figures['legality'] for name, found in decoded.items()
+    },
     'session_rewards': _session_rewards(experiment, workdir, models),
     'item_rewards': _item_rewards(experiment, workdir, models),
     'teacher_forced': trained_lib.teacher_forced(
       trained,
-      _batches(
-        experiment,
+      ranking.session_batches(
         trained,
         store,
-        -(-settings.batch_size // trained.mesh.size) * trained.mesh.size,
+        cases,
+        settings,
+        batch_size=-(-settings.batch_size // trained.mesh.size)
+        * trained.mesh.size,
       ),
     ),
     'examples': predictions.example_users(experiment, workdir, cases, ours),
@@ -233,111 +234,7 @@ def _item_rewards(
   )
 
 
-# --- The model --------------------------------------------------------------
-
-
-def _decode(
-  experiment: config.Experiment,
-  trained: trained_lib.Trained,
-  store: examples.ExampleStore,
-) -> tuple[predictions.Cases, trained_lib.Answers, dict[str, Any]]:
-  """Returns the users, their lists, and what decoding itself showed."""
-  settings = experiment.evaluate
-  index = store.index
-  longest = int(index.history_counts.max(initial=0))
-  recommender = trained_lib.Recommender(
-    trained,
-    settings.decoding,
-    # Every hypothesis has room for one item: the by-ID figures need them.
-    top_k=max(*settings.top_k, settings.decoding.num_beams),
-    batch_size=settings.batch_size,
-    max_excluded=longest,
-  )
-  mine = distributed.own_rows(trained.mesh)(recommender.batch_size)
-  rows, answers, seen = [], [], []
-  start = first = time.perf_counter()
-  total = min(index.num_examples, settings.max_examples or index.num_examples)
-  for batch in _batches(experiment, trained, store, recommender.batch_size):
-    whole = distributed.gather(
-      sharding.place_batch(
-        dataclasses.replace(batch, context=None), trained.mesh
-      )
-    )
-    kept = np.asarray(whole.example_mask)
-    found = pipeline.seen_items(store, whole)
-    answer = recommender(batch, [found[row] for row in mine])
-    answers.append(trained_lib.Answers(*(a[kept] for a in answer)))
-    rows.append(jax.tree.map(lambda x, kept=kept: np.asarray(x)[kept], whole))
-    seen += [items for items, keep in zip(found, kept, strict=True) if keep]
-    done = len(seen)
-    if len(rows) == 1:
-      first = time.perf_counter()
-      logging.info('first batch, compilation included: %.1f s', first - start)
-    elif len(rows) % 50 == 0:
-      logging.info('%d of %d users', done, total)
-  spent = time.perf_counter() - first
-  ours = trained_lib.Answers(
-    *(np.concatenate(parts) for parts in zip(*answers, strict=True))
-  )
-  cases = predictions.Cases(
-    example=np.concatenate([b.example_id for b in rows]).astype(np.int64),
-    user=np.concatenate([b.user for b in rows]).astype(np.int64),
-    targets=np.concatenate([b.target_items for b in rows]).astype(np.int64),
-    target_mask=np.concatenate([b.target_mask for b in rows]),
-    offsets=np.concatenate([[0], np.cumsum([len(s) for s in seen])]),
-    seen=np.concatenate([*seen, np.zeros(0)]).astype(np.int64),
-  )
-  listed = (ours.items != metrics.NO_ITEM).sum(axis=1)
-  generated = int(ours.generated.sum())
-  after_first = len(cases.user) - len(rows[0].user)
-  return (
-    cases,
-    ours,
-    {
-      'legality': int(ours.legal.sum()) / max(generated, 1),
-      'hypotheses': generated,
-      'empty_results': int((listed == 0).sum()),
-      'short_results': int((listed < max(settings.top_k)).sum()),
-      'users_with_cut_exclusions': int(
-        (np.diff(cases.offsets) > recommend.MAX_EXCLUDED).sum()
-      ),
-      'entropy_per_level': ours.entropy.mean(axis=0).tolist(),
-      'codes_per_level': list(trained.ids.codes_per_level),
-      # None: a single batch, compilation cannot be told apart.
-      'users_per_second': after_first / spent if after_first else None,
-    },
-  )
-
-
-def _batches(
-  experiment: config.Experiment,
-  trained: trained_lib.Trained,
-  store: examples.ExampleStore,
-  batch_size: int,
-):
-  return pipeline.eval_batches(
-    store,
-    batch_size=batch_size,
-    history_length=trained.experiment.data.history_length
-    + experiment.evaluate.decoding.continue_items,
-    items_per_session=trained.experiment.data.sessions.items_per_session,
-    max_examples=experiment.evaluate.max_examples,
-    own_rows=distributed.own_rows(trained.mesh),
-  )
-
-
 # --- The catalogue ----------------------------------------------------------
-
-
-def _floors(
-  workdir: workdir_lib.Workdir,
-) -> tuple[baselines.CountingFloor, ...]:
-  sequences = catalog.training_sequences(workdir.data)
-  return baselines.fit_floors(
-    sequences.offsets,
-    sequences.items,
-    num_items=catalog.num_items(workdir.data),
-  )
 
 
 def _embeddings(workdir: workdir_lib.Workdir) -> np.ndarray | None:

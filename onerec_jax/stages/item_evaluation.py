@@ -16,9 +16,8 @@ from jaxtyping import Float
 from jaxtyping import Int
 
 from onerec_jax import config
-from onerec_jax import distributed
 from onerec_jax import item_rewards
-from onerec_jax import session_rewards
+from onerec_jax import sharding
 from onerec_jax import workdir as workdir_lib
 from onerec_jax.data import catalog
 from onerec_jax.data import examples
@@ -28,6 +27,7 @@ from onerec_jax.data import synthetic_rewards
 from onerec_jax.stages import beam_sessions
 from onerec_jax.stages import p_score_model
 from onerec_jax.stages import pretrain
+from onerec_jax.stages import reward_figures
 from onerec_jax.stages import session_evaluation
 from onerec_jax.stages import trained as trained_lib
 
@@ -142,7 +142,7 @@ class Generator:
     self._beam = beam_sessions.SessionBeam(trained, store, settings)
     shards = trained.mesh.size
     self._rows = -(-batch_size // shards) * shards
-    self._mine = distributed.own_rows(trained.mesh)(self._rows)
+    self._mine = sharding.own_rows(trained.mesh)(self._rows)
 
   def __call__(
     self,
@@ -184,7 +184,7 @@ class Generator:
       existing += int((found.exists[..., 0] & real[:, None]).sum())
       parts.append(
         (
-          distributed.gather(found.placed.user)[real],
+          sharding.gather(found.placed.user)[real],
           np.where(found.legal, found.items[..., 0], -1)[real],
           found.legal[real],
         )
@@ -220,13 +220,23 @@ class Judge(NamedTuple):
   @property
   def columns(self) -> tuple[str, ...]:
     """Columns of `values`: p_score_mean, p_score_pass@8, ..., true_..."""
-    pass_at = self.experiment.evaluate.p_score.pass_at
+    pass_at = self.settings.pass_at
     found = item_rewards.pass_columns(self.names, pass_at)
     if self.truth is not None:
       found += item_rewards.pass_columns(
         [f'true_{n}' for n in self.names], pass_at
       )
     return found
+
+  @property
+  def settings(self) -> config.ItemEvaluationConfig:
+    """How many users and items."""
+    return self.experiment.evaluate.p_score
+
+  @property
+  def asked(self) -> dict[str, int]:
+    """Answers per user, as result files name them."""
+    return {'items_per_user': self.settings.num_items}
 
 
 def make_judge(
@@ -269,7 +279,7 @@ def values(judge: Judge, found: Items) -> Float[np.ndarray, 'U columns']:
   """Returns the judge's columns for every user."""
   scores = judge.model.score(found.users, judge.positions, found.items)
   predicted = np.concatenate([scores.p[..., None], scores.towers], axis=-1)
-  pass_at = judge.experiment.evaluate.p_score.pass_at
+  pass_at = judge.settings.pass_at
   parts = [item_rewards.pass_at_values(predicted, found.legal, pass_at=pass_at)]
   if judge.truth is not None:
     true = judge.truth(found.users, found.items)
@@ -286,10 +296,15 @@ class Measured(NamedTuple):
   items: Items
   legality: dict[str, float]  # share of legal items when decoding is free
 
+  @property
+  def answers(self) -> Int[np.ndarray, 'U K']:
+    """Dense items, -1: none."""
+    return self.items.items
+
 
 def measure(judge: Judge, trained: trained_lib.Trained) -> Measured:
   """Returns the rewards of a model's items for the judge's users."""
-  settings = judge.experiment.evaluate.p_score
+  settings = judge.settings
   batch_size = judge.experiment.evaluate.batch_size
   items = Generator(
     trained, judge.store, num_items=settings.num_items, batch_size=batch_size
@@ -316,24 +331,7 @@ def compare(
   for name, trained in models.items():
     measured[name] = measure(judge, trained)
     logging.info('P-Scores of generated items: %s done', name)
-  settings = judge.experiment.evaluate.p_score
-  methods = session_rewards.summarize_methods(
-    {name: found.values for name, found in measured.items()},
-    base=base,
-    columns=judge.columns,
-    resamples=settings.resamples,
-    resample_users=settings.resample_users,
-    bootstrap_samples=judge.experiment.evaluate.bootstrap_samples,
-    seed=judge.experiment.seed,
-  )
-  for name, found in measured.items():
-    methods[name]['legality'] = found.legality
   return {
-    'targets': list(judge.names),
-    'columns': list(judge.columns),
-    'base': base,
-    'items_per_user': settings.num_items,
-    'pass_at': list(settings.pass_at),
-    'resamples': settings.resamples,
-    'methods': methods,
+    **reward_figures.compare(judge, measured, base=base),
+    'pass_at': list(judge.settings.pass_at),
   }

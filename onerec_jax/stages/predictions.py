@@ -5,7 +5,6 @@ terminal.  Computes no figure.
 """
 
 from typing import Any
-from typing import NamedTuple
 
 import numpy as np
 import rich.box
@@ -16,6 +15,7 @@ from onerec_jax import config
 from onerec_jax import metrics
 from onerec_jax import workdir as workdir_lib
 from onerec_jax.data import catalog
+from onerec_jax.stages import ranking
 from onerec_jax.stages import trained as trained_lib
 
 # Method names in result.json.
@@ -25,26 +25,8 @@ BEFORE = 'pretrained'  # ours before alignment
 _HISTORY_SHOWN, _LIST_SHOWN = 6, 10  # items of an example user
 
 
-class Cases(NamedTuple):
-  """The evaluated users and what each of them has seen, in example order."""
-
-  example: np.ndarray  # int [B]
-  user: np.ndarray  # int [B]; dense
-  targets: np.ndarray  # int [B, M]
-  target_mask: np.ndarray  # bool [B, M]
-  offsets: np.ndarray  # int [B + 1]; row b saw seen[offsets[b]:offsets[b+1]]
-  seen: np.ndarray  # int; all earlier positives, oldest first
-
-  @property
-  def previous(self) -> np.ndarray:
-    """Last item before the target, NO_ITEM without any. [B]"""
-    has = np.diff(self.offsets) > 0
-    last = self.seen[np.maximum(self.offsets[1:] - 1, 0)]
-    return np.where(has, last, metrics.NO_ITEM)
-
-
 def write_predictions(
-  workdir: workdir_lib.Workdir, cases: Cases, ours: trained_lib.Answers
+  workdir: workdir_lib.Workdir, cases: ranking.Cases, ours: trained_lib.Answers
 ) -> None:
   """Writes predictions.parquet: targets, their ranks, lists and scores."""
   user_ids = np.array(catalog.read_users(workdir.data)['user_id'].to_list())
@@ -68,7 +50,7 @@ def write_predictions(
 def example_users(
   experiment: config.Experiment,
   workdir: workdir_lib.Workdir,
-  cases: Cases,
+  cases: ranking.Cases,
   ours: trained_lib.Answers,
 ) -> list[dict[str, Any]]:
   """Returns a random sample of users in words; not chosen by success."""

@@ -1,11 +1,13 @@
-"""Published figures that a sweep is put beside: v1 Table 1 and Figure 4.
+"""Published figures that a sweep is put beside.
 
-Source: 2502.18965 (OneRec v1), Table 1 and the number labels of Figure 4, as
-transcribed in spec §13.1.  They were measured on Kuaishou's own logs by its
-own reward model: only order and relative gains can be compared to ours.
+2502.18965 (OneRec v1), Table 1 and Figure 4 (spec §13.1), were measured on
+Kuaishou's own logs by its own reward model: only order and relative gains can
+be compared to ours.  2305.05065 (TIGER), Table 1 (spec §16.1), has the files
+and the protocol of our Amazon recipes: its values themselves can.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 # Columns in the order of the paper; every row gives value and ±.
 COLUMNS = tuple(
@@ -69,17 +71,57 @@ FIGURE_4_UNORDERED: Mapping[str, tuple[float, frozenset[float]]] = {
 }
 
 
-def find(name: str | None) -> str | None:
-  """Returns the row of Table 1 that `name` means, or None.
+# Columns of TIGER's Table 1: leave-one-out, all items ranked.
+NEXT_ITEM_COLUMNS = ('recall@5', 'ndcg@5', 'recall@10', 'ndcg@10')
+
+_TIGER_TABLE_1 = """
+Beauty/P5        .0163 .0107 .0254 .0136
+Beauty/Caser     .0205 .0131 .0347 .0176
+Beauty/HGN       .0325 .0206 .0512 .0266
+Beauty/GRU4Rec   .0164 .0099 .0283 .0137
+Beauty/BERT4Rec  .0203 .0124 .0347 .0170
+Beauty/FDSA      .0267 .0163 .0407 .0208
+Beauty/SASRec    .0387 .0249 .0605 .0318
+Beauty/S3-Rec    .0387 .0244 .0647 .0327
+Beauty/TIGER     .0454 .0321 .0648 .0384
+Sports/P5        .0061 .0041 .0095 .0052
+Sports/Caser     .0116 .0072 .0194 .0097
+Sports/HGN       .0189 .0120 .0313 .0159
+Sports/GRU4Rec   .0129 .0086 .0204 .0110
+Sports/BERT4Rec  .0115 .0075 .0191 .0099
+Sports/FDSA      .0182 .0122 .0288 .0156
+Sports/SASRec    .0233 .0154 .0350 .0192
+Sports/S3-Rec    .0251 .0161 .0385 .0204
+Sports/TIGER     .0264 .0181 .0400 .0225
+"""
+
+# Data set and method -> column -> value.
+NEXT_ITEM: Mapping[str, Mapping[str, float]] = {
+  name: dict(zip(NEXT_ITEM_COLUMNS, map(float, values), strict=True))
+  for name, *values in map(str.split, _TIGER_TABLE_1.strip().splitlines())
+}
+
+
+def find(
+  name: str | None, table: Mapping[str, Mapping[str, Any]] = TABLE_1
+) -> str | None:
+  """Returns the row of a table that `name` means, or None.
 
   Case and blanks do not matter; '+IPA' is short for 'OneRec-1B+IPA'.
+
+  Args:
+    name: as a recipe gives it.
+    table: TABLE_1 or NEXT_ITEM.
   """
   wanted = ''.join((name or '').split()).lower()
   if wanted.startswith('+'):
     wanted = BASE.lower() + wanted
-  return {row.lower(): row for row in TABLE_1}.get(wanted)
+  return {row.lower(): row for row in table}.get(wanted)
 
 
-def describe_unknown(name: str) -> str:
-  """Returns what to write where `name` is no row of Table 1."""
-  return f'{name!r} is no row of Table 1; its rows are {list(TABLE_1)}'
+def describe_unknown(
+  name: str, table: Mapping[str, Mapping[str, Any]] = TABLE_1
+) -> str:
+  """Returns what to write where `name` is no row of a table."""
+  source = 'Table 1' if table is TABLE_1 else "TIGER's Table 1"
+  return f'{name!r} is no row of {source}; its rows are {list(table)}'

@@ -21,6 +21,7 @@ def curves(
   series: Mapping[str, Curve],
   *,
   label: str,
+  x_label: str = 'training step',
   emphasis: str | None = None,
   percent: bool = False,
   breaks: Sequence[canvas.Number] = (),
@@ -30,26 +31,32 @@ def curves(
   Args:
     series: name -> (steps, values); names are written at the line's end.
     label: of the y axis.
+    x_label: of the x axis.
     emphasis: this one in the accent colour, the others grey; None: tones.
     percent: y values are shares of 1.
     breaks: steps at which something began anew, marked by a line.
   """
   result, (ax,) = canvas.panels()
   tones = canvas.shades(len(series))
-  for tone, (name, (steps, values)) in zip(tones, series.items(), strict=True):
+  # Four tones of one colour are hard to tell apart by tone alone.
+  styles = ('-', '--', ':', '-.') if len(series) > 3 else ('-',)
+  for place, (tone, (name, (steps, values))) in enumerate(
+    zip(tones, series.items(), strict=True)
+  ):
     colour = tone
     if emphasis is not None:
       colour = canvas.ACCENT if name == emphasis else canvas.MUTED
     few = len(steps) <= 25
     ax.plot(
-      steps, values, color=colour, label=name, marker='o' if few else None,
-      markersize=3.5,
+      steps, values, color=colour, label=name,
+      linestyle=styles[place % len(styles)],
+      marker='o' if few else None, markersize=3.5,
     )  # fmt: skip
   for step in breaks:
     ax.axvline(step, color=canvas.PALE, linewidth=1, linestyle=(0, (2, 2)))
   if len(series) > 1:
     ax.legend(loc='best')
-  ax.set_xlabel('training step')
+  ax.set_xlabel(x_label)
   ax.set_ylabel(label)
   ax.grid(axis='x', visible=False)
   ax.margins(x=0.02)

@@ -17,17 +17,19 @@ from jaxtyping import Float
 from jaxtyping import Int
 
 from onerec_jax import config
-from onerec_jax import distributed
 from onerec_jax import session_rewards
+from onerec_jax import sharding
 from onerec_jax import workdir as workdir_lib
 from onerec_jax.data import catalog
 from onerec_jax.data import examples
 from onerec_jax.data import pipeline
 from onerec_jax.data import synthetic
 from onerec_jax.data import synthetic_rewards
+from onerec_jax.model import encoder_input
 from onerec_jax.model import onerec
 from onerec_jax.ops import history as history_ops
 from onerec_jax.stages import pretrain
+from onerec_jax.stages import reward_figures
 from onerec_jax.stages import reward_model as reward_lib
 from onerec_jax.stages import session_evaluation
 from onerec_jax.stages import trained as trained_lib
@@ -73,6 +75,19 @@ class Judge(NamedTuple):
       found += session_evaluation.columns(self.names, prefix='true_')
     return found
 
+  @property
+  def settings(self) -> config.SessionEvaluationConfig:
+    """How many users and sessions."""
+    return self.experiment.evaluate.sessions
+
+  @property
+  def asked(self) -> dict[str, int]:
+    """Answers per user, as result files name them."""
+    return {
+      'sessions_per_user': self.settings.num_sessions,
+      'items_per_session': self.scorer.judge.config.items_per_session,
+    }
+
 
 class Measured(NamedTuple):
   """What one model's sessions are worth."""
@@ -81,6 +96,11 @@ class Measured(NamedTuple):
   sessions: session_evaluation.Sessions
   rewards: Float[np.ndarray, 'U G X']
   legality: dict[str, float]  # share of legal sessions and items
+
+  @property
+  def answers(self) -> Int[np.ndarray, 'U G M']:
+    """Dense items, -1: none."""
+    return self.sessions.items
 
 
 def make_judge(
@@ -226,7 +246,7 @@ def _legality(
   """Returns the share of sessions that are legal when decoding is free."""
   if trained.experiment.architecture != 'onerec':
     return {}
-  chosen = judge.ids[: judge.experiment.evaluate.sessions.legality_users]
+  chosen = judge.ids[: judge.settings.legality_users]
   free = session_evaluation.make_generator(
     trained,
     judge.experiment,
@@ -240,43 +260,16 @@ def _legality(
   }
 
 
-def summarize(
-  judge: Judge, measured: Mapping[str, Measured], *, base: str
-) -> dict[str, Any]:
-  """Returns JSON-able figures of every model and its difference to `base`."""
-  settings = judge.experiment.evaluate.sessions
-  methods = session_rewards.summarize_methods(
-    {name: found.values for name, found in measured.items()},
-    base=base,
-    columns=judge.columns,
-    resamples=settings.resamples,
-    resample_users=settings.resample_users,
-    bootstrap_samples=judge.experiment.evaluate.bootstrap_samples,
-    seed=judge.experiment.seed,
-  )
-  for name, found in measured.items():
-    methods[name]['legality'] = found.legality
-  return {
-    'targets': list(judge.names),
-    'columns': list(judge.columns),
-    'base': base,
-    'sessions_per_user': settings.num_sessions,
-    'items_per_session': judge.scorer.judge.config.items_per_session,
-    'resamples': settings.resamples,
-    'methods': methods,
-  }
-
-
 def compare(
   judge: Judge, models: Mapping[str, trained_lib.Trained], *, base: str
 ) -> dict[str, Any]:
-  """Returns `summarize` of the models, with their prediction dynamics."""
+  """Returns figures of the models, with their prediction dynamics."""
   measured = {}
   for name, trained in models.items():
     measured[name] = measure(judge, trained)
     logging.info('rewards of generated sessions: %s done', name)
   return {
-    **summarize(judge, measured, base=base),
+    **reward_figures.compare(judge, measured, base=base),
     'dynamics': dynamics(judge, models, measured[base]),
   }
 
@@ -363,7 +356,7 @@ def _first_item_probabilities(
       users.history_items, users.history_mask, num_last=last
     )
     session = jnp.concatenate([prefix.items, items], axis=1)
-    inputs = onerec.encoder_input(users, catalogue)
+    inputs = encoder_input.of_batch(users, catalogue)
     output = trained.model.apply(
       {'params': params},
       inputs._replace(codes=catalogue.codes[history.items], mask=history.mask),
@@ -375,8 +368,8 @@ def _first_item_probabilities(
     assert isinstance(output, onerec.OneRecOutput)
     return jax.nn.softmax(output.logits[:, last], axis=-1)
 
-  placed, items = distributed.place_rows((users, items), trained.mesh)
+  placed, items = sharding.place_rows((users, items), trained.mesh)
   probs = predict(
     trained.params, trained.router_bias, trained.catalogue, placed, items
   )
-  return np.asarray(distributed.gather(probs))[: len(ids)]
+  return np.asarray(sharding.gather(probs))[: len(ids)]

@@ -1,7 +1,7 @@
-"""`sweep`: all rows of a table on the same data, judged by one model.
+"""`sweep`: all rows of a table on the same data, judged in the same way.
 
-The judge is the session reward model or, with sweep.judge='items', the P-Score
-model.
+The judge is the session reward model, the P-Score model (sweep.judge='items')
+or the held-out next item ('next_item', beside the counting floors).
 
 Stages with equal settings are run once: their folders are named after the
 digest of all they depend on.  A killed sweep goes on where it was.
@@ -9,6 +9,7 @@ digest of all they depend on.  A killed sweep goes on where it was.
 
 import re
 import time
+from collections.abc import Mapping
 from typing import Any
 from typing import NamedTuple
 
@@ -18,29 +19,44 @@ from absl import logging
 from onerec_jax import config as config_lib
 from onerec_jax import config_tree
 from onerec_jax import distributed
-from onerec_jax import session_rewards
 from onerec_jax import workdir as workdir_lib
 from onerec_jax.data import catalog
 from onerec_jax.stages import item_evaluation
+from onerec_jax.stages import next_item
+from onerec_jax.stages import pretrain
 from onerec_jax.stages import published
 from onerec_jax.stages import reinforce
+from onerec_jax.stages import report_next_item
 from onerec_jax.stages import report_sweep
 from onerec_jax.stages import runner
 from onerec_jax.stages import session_comparison
+from onerec_jax.stages import sweep_table
+from onerec_jax.stages import trained as trained_lib
 from onerec_jax.train import log
 
 # Stages of a row; what follows is the table's own.
 _ROW_STAGES: tuple[config_lib.Stage, ...] = (
   'prepare', 'embed', 'tokenize', 'lifelong', 'pretrain', 'align', 'reinforce',
 )  # fmt: skip
-_JUDGE_INPUTS: tuple[config_lib.Stage, ...] = ('prepare', 'embed', 'tokenize')
-# Stage that trains the judge -> the stage of a row that needs it as well.
+# Stages that make a judge, his own last.
+_JUDGE_STAGES: dict[str, tuple[config_lib.Stage, ...]] = {
+  'sessions': ('prepare', 'embed', 'tokenize', 'reward'),
+  'items': ('prepare', 'embed', 'tokenize', 'p_score'),
+  'next_item': ('prepare',),
+}
+# Stage that trains a judge -> the stage of a row that needs it as well.
 _JUDGES: dict[config_lib.Stage, config_lib.Stage] = {
   'reward': 'align',
   'p_score': 'reinforce',
 }
 _LEGALITY = 'valid/legality'
-_Judge = session_comparison.Judge | item_evaluation.Judge
+# Of pre-training, in the rows of a table.
+_BUDGET = (
+  'steps', 'best_step', 'examples_seen', 'tokens_seen', 'training_seconds',
+  'num_parameters', 'num_active_parameters', 'device',
+)  # fmt: skip
+_Judge = sweep_table.Judge
+_FLOORS = 'floors'  # folder beside those of the rows
 
 
 class Row(NamedTuple):
@@ -87,10 +103,7 @@ def run(
       ' experiments/table1_synthetic.py.'
     )
   for row in sweep.rows:
-    if row.published is not None and published.find(row.published) is None:
-      raise ValueError(
-        f'sweep row {row.name!r}: {published.describe_unknown(row.published)}.'
-      )
+    _check_published(row, sweep.judge)
   if sweep.base not in names:
     raise ValueError(f'sweep.base={sweep.base!r} must be one of {names}.')
   # All rows are checked before the first hour is spent.
@@ -103,22 +116,57 @@ def run(
     workdir.write_config(config_lib.to_dict(experiment))
   progress = _Progress(len(rows))
   judges: dict[int, _Judge] = {}
-  for row in rows:
-    if row.seed not in judges:
-      judges[row.seed] = _judge(experiment, workdir, row.seed)
-    _finish_row(row, workdir, judges[row.seed])
-    progress.advance(row)
   result: dict[str, Any] = {}
-
-  def summarize() -> None:
-    result.update(_summary(experiment, workdir, rows, judges))
-    workdir_lib.write_json(workdir.stage('sweep') / workdir_lib.RESULT, result)
-    report_sweep.print_table(result)
-    page = report_sweep.write(result, workdir.stage('sweep'))
-    logging.info('Table and pictures: %s', page)
-
-  distributed.run_on_main(summarize)
+  for seed in sweep.seeds:
+    judges[seed] = _judge(experiment, workdir, seed)
+    _check_seeds(judges)
+    for row in rows:
+      if row.seed == seed:
+        _finish_row(row, workdir, judges[seed])
+        progress.advance(row)
+    # After every seed: a sweep over days has a table before its end.
+    distributed.run_on_main(
+      lambda: result.update(_write_table(experiment, workdir, judges))
+    )
   return result
+
+
+def _write_table(
+  experiment: config_lib.Experiment,
+  workdir: workdir_lib.Workdir,
+  judges: Mapping[int, _Judge],
+) -> dict[str, Any]:
+  """Prints and writes the table of all seeds that have a judge."""
+  sweep = experiment.sweep
+  found = sweep_table.make(
+    sweep,
+    judges,
+    {
+      row.name: [
+        workdir.root / 'rows' / slug(row.name) / f'seed_{seed}'
+        for seed in judges
+      ]
+      for row in sweep.rows
+    },
+    floors=workdir.root / 'rows' / _FLOORS,
+  )
+  workdir_lib.write_json(workdir.stage('sweep') / workdir_lib.RESULT, found)
+  is_ranking = sweep.judge == 'next_item'
+  report = report_next_item if is_ranking else report_sweep
+  report.print_table(found)
+  page = report.write(found, workdir.stage('sweep'))
+  logging.info('Table and pictures: %s', page)
+  return found
+
+
+def _check_published(row: config_lib.SweepRow, judge: str) -> None:
+  """Raises unless the table that a row is put beside has such a row."""
+  table = published.NEXT_ITEM if judge == 'next_item' else published.TABLE_1
+  name = row.published
+  if name is not None and published.find(name, table) is None:
+    raise ValueError(
+      f'sweep row {row.name!r}: {published.describe_unknown(name, table)}.'
+    )
 
 
 class _Progress:
@@ -169,31 +217,31 @@ def slug(name: str) -> str:
 # --- Judge and rows ---------------------------------------------------------
 
 
-def _judge_stage(experiment: config_lib.Experiment) -> config_lib.Stage:
-  return 'reward' if experiment.sweep.judge == 'sessions' else 'p_score'
-
-
 def _judge(
   experiment: config_lib.Experiment, workdir: workdir_lib.Workdir, seed: int
 ) -> _Judge:
-  """Trains the one judge of a seed."""
+  """Makes the one judge of a seed."""
   base = row_experiment(experiment, config_lib.SweepRow('judge'), seed=seed)
   shared = shared_workdir(base, workdir, f'judge/seed_{seed}')
-  stage = _judge_stage(experiment)
-  runner.run_stages(base, shared, (*_JUDGE_INPUTS, stage), resume=True)
-  if stage == 'p_score':
+  kind = experiment.sweep.judge
+  runner.run_stages(base, shared, _JUDGE_STAGES[kind], resume=True)
+  settings = base.evaluate
+  if kind == 'next_item':
+    return next_item.make_judge(base, shared)
+  if kind == 'items':
     return item_evaluation.make_judge(
-      base,
-      shared,
-      split=base.evaluate.split,
-      max_users=base.evaluate.p_score.max_users,
+      base, shared, split=settings.split, max_users=settings.p_score.max_users
     )
   return session_comparison.make_judge(
-    base,
-    shared,
-    split=base.evaluate.split,
-    max_users=base.evaluate.sessions.max_users,
+    base, shared, split=settings.split, max_users=settings.sessions.max_users
   )
+
+
+def _check_seeds(judges: Mapping[int, _Judge]) -> None:
+  """Raises where the seeds' users have to be the same, and are not."""
+  found = [j for j in judges.values() if isinstance(j, next_item.Judge)]
+  if found:
+    next_item.check_same(found[0], found[-1])
 
 
 def _finish_row(row: Row, workdir: workdir_lib.Workdir, judge: _Judge) -> None:
@@ -212,19 +260,17 @@ def _finish_row(row: Row, workdir: workdir_lib.Workdir, judge: _Judge) -> None:
   )
   stages: list[config_lib.Stage] = [s for s in e.stages if s in wanted]
   start = time.perf_counter()
+  runner.run_stages(e, shared, stages[:1], resume=True)
+  check_catalogue(row.name, shared, judge.workdir)
+  if isinstance(judge, next_item.Judge):
+    next_item.check_users(row.name, shared, judge)
   runner.run_stages(e, shared, stages, resume=True)
   trained = reinforce.load_final(e, shared)
-  check_catalogue(row.name, shared, judge.workdir)
-  if isinstance(judge, item_evaluation.Judge):
-    found = item_evaluation.measure(judge, trained)
-    items = found.items.items
-  else:
-    found = session_comparison.measure(judge, trained)
-    items = found.sessions.items
+  found = _measure(row, judge, trained)
   if not distributed.is_main():
     return
-  with (shared.root / 'users.npz').open('wb') as file:
-    np.savez(file, values=found.values, items=items)
+  with (shared.root / sweep_table.USERS).open('wb') as file:
+    np.savez(file, values=found.values, items=found.answers)
   training = shared.result('align') if 'align' in stages else None
   reinforced = shared.result('reinforce') if 'reinforce' in stages else None
   workdir_lib.write_json(
@@ -236,8 +282,39 @@ def _finish_row(row: Row, workdir: workdir_lib.Workdir, judge: _Judge) -> None:
       'legality_curve': _legality_curve(reinforced),
       'rounds': (training or {}).get('rounds'),
       'num_parameters': (shared.result('pretrain') or {}).get('num_parameters'),
+      'training': _training(shared),
+      'by_id': getattr(found, 'by_id', None),
     },
   )
+
+
+def _measure(
+  row: Row,
+  judge: _Judge,
+  trained: trained_lib.Trained,
+) -> (
+  session_comparison.Measured | item_evaluation.Measured | next_item.Measured
+):
+  if isinstance(judge, next_item.Judge):
+    return next_item.measure(judge, trained, row.experiment.evaluate.decoding)
+  if isinstance(judge, item_evaluation.Judge):
+    return item_evaluation.measure(judge, trained)
+  return session_comparison.measure(judge, trained)
+
+
+def _training(shared: workdir_lib.Workdir) -> dict[str, Any]:
+  """Returns what pre-training cost, and validation over samples seen."""
+  result = shared.result('pretrain') or {}
+  each = (result.get('examples_seen') or 0) / max(result.get('steps') or 1, 1)
+  records = log.read_metrics(shared.folder('pretrain') / log.METRICS)
+  return {
+    **{name: result.get(name) for name in _BUDGET},
+    'curve': [
+      [r['step'], round(each * r['step']), r[pretrain.BEST_METRIC]]
+      for r in records
+      if r.get(pretrain.BEST_METRIC) is not None
+    ],
+  }
 
 
 def _legality_curve(
@@ -255,12 +332,14 @@ def _row_digest(row: Row, judge: _Judge) -> str:
   stages: list[config_lib.Stage] = [
     s for s in _ROW_STAGES if s in row.experiment.stages
   ]
+  answers = row.experiment.preference.rollout
+  if isinstance(judge, next_item.Judge):
+    answers = row.experiment.evaluate.decoding
   return config_lib.digest(
     (
       *(runner.stage_digest(row.experiment, s) for s in stages),
-      runner.stage_digest(judge.experiment, judge.stage),
-      config_lib.to_dict(judge.experiment.evaluate),
-      config_lib.to_dict(row.experiment.preference.rollout),
+      *sweep_table.judge_parts(judge),
+      config_lib.to_dict(answers),
     )
   )
 
@@ -272,75 +351,7 @@ def check_catalogue(
   ours, theirs = (catalog.item_ids(w.data) for w in (row, judge))
   if not np.array_equal(ours, theirs):
     raise ValueError(
-      f'sweep row {name!r} has {len(ours)} items, the reward model'
+      f'sweep row {name!r} has {len(ours)} items, the sweep'
       f' {len(theirs)}, or in another order: rows may change'
       ' data.sessions.items_per_session, but not which items are kept.'
     )
-
-
-# --- Table ------------------------------------------------------------------
-
-
-def _summary(
-  experiment: config_lib.Experiment,
-  workdir: workdir_lib.Workdir,
-  rows: list[Row],
-  judges: dict[int, _Judge],
-) -> dict[str, Any]:
-  """Returns the table: users of all seeds pooled, and every seed alone."""
-  sweep = experiment.sweep
-  columns = next(iter(judges.values())).columns
-  settings = experiment.evaluate.sessions
-  per_user = {
-    'sessions_per_user': settings.num_sessions,
-    'items_per_session': experiment.reward_model.items_per_session,
-  }
-  if sweep.judge == 'items':
-    settings = experiment.evaluate.p_score
-    per_user = {'items_per_user': settings.num_items}
-  values: dict[str, list[np.ndarray]] = {row.name: [] for row in sweep.rows}
-  results: dict[str, list[dict[str, Any]]] = {r.name: [] for r in sweep.rows}
-  for row in rows:
-    folder = workdir.root / 'rows' / slug(row.name) / f'seed_{row.seed}'
-    with (folder / 'users.npz').open('rb') as file, np.load(file) as stored:
-      values[row.name].append(stored['values'])
-    found = workdir_lib.read_json(folder / workdir_lib.RESULT)
-    assert found is not None
-    results[row.name].append(found)
-  figures = session_rewards.summarize_methods(
-    {name: np.concatenate(parts) for name, parts in values.items()},
-    base=sweep.base,
-    columns=columns,
-    resamples=settings.resamples,
-    resample_users=settings.resample_users,
-    bootstrap_samples=experiment.evaluate.bootstrap_samples,
-    seed=experiment.seed,
-  )
-  table = [
-    {
-      'name': row.name,
-      'published': row.published,
-      **figures[row.name],
-      'seeds': [
-        dict(zip(columns, np.nanmean(v, axis=0).tolist(), strict=True))
-        for v in values[row.name]
-      ],
-      'legality': [r['legality'] for r in results[row.name]],
-      'legality_curves': [r['legality_curve'] for r in results[row.name]],
-      'num_parameters': results[row.name][0]['num_parameters'],
-      'seconds': sum(r['seconds'] for r in results[row.name]),
-      'rounds': [r['rounds'] for r in results[row.name]],
-    }
-    for row in sweep.rows
-  ]
-  reward = [j.workdir.result(j.stage) or {} for j in judges.values()]
-  return {
-    'title': sweep.title,
-    'base': sweep.base,
-    'seeds': list(sweep.seeds),
-    'columns': list(columns),
-    'judge': sweep.judge,
-    **per_user,
-    'reward_model': reward,
-    'rows': table,
-  }

@@ -1,0 +1,327 @@
+"""The README's Markdown tables of sweeps: a row for each trained variant.
+
+From kept figures alone; a sweep that was not run is called 'not measured'.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from experiments import measured_runs
+from experiments import result_tables
+from onerec_jax.stages import report_next_item_rows as next_item_rows
+
+_HEADLINES = ('recall@10', 'ndcg@10')  # with their intervals
+_TOTALS = ('reward_mean', 'reward_max', 'true_reward_mean', 'true_reward_max')
+
+
+def next_item(name: str, title: str) -> str:
+  """Returns a ranking sweep: floors, published rows, slices and budget.
+
+  Raises:
+    ValueError: it has no floors.
+  """
+  run = measured_runs.read(name)
+  if run is None:
+    return f'**{title}**: {result_tables.NOT_MEASURED}.'
+  sweep = run['sweep']
+  floor = next_item_rows.best_floor(sweep)
+  minutes = sum(row['seconds'] for row in sweep['rows']) / 60
+  recipe = name.rpartition('_')
+  return '\n'.join(
+    [
+      f'**{title}.** {next_item_rows.subtitle(sweep)}. Intervals: 95 % over'
+      ' users, who are averaged over seeds; ± over seeds.',
+      '',
+      _ranking(sweep),
+      '',
+      _slices(sweep, floor),
+      '',
+      _budget(sweep),
+      '',
+      *(
+        f'- {claim.claim}: **{claim.verdict}** ({claim.evidence}).'
+        for claim in next_item_rows.claims(sweep)
+      ),
+      '',
+      f'{minutes:.0f} minutes for all rows on {run["machine"]}.'
+      f' `experiments/{recipe[0]}.py:{recipe[2]}`, commit {run["commit"]}.',
+    ]
+  )
+
+
+def _ranking(sweep: Mapping[str, Any]) -> str:
+  columns = sweep['columns']
+  every = [*sweep['rows'], *sweep['floors']]
+  best = {c: max(r['figures'][c]['mean'] for r in every) for c in columns}
+  rows = []
+  for row in every:
+    cells = [row['name']]
+    for column in columns:
+      found = row['figures'][column]
+      cell = f'{found["mean"]:.4f}'
+      if column in _HEADLINES:
+        cell += f' ({found["low"]:.4f}–{found["high"]:.4f})'
+      cells.append(f'**{cell}**' if found['mean'] == best[column] else cell)
+    cells.append(_spread(row))
+    rows.append(cells)
+    beside = next_item_rows.published_figures(row)
+    if beside is not None:
+      shown = [
+        f'*{beside[1][c]:.4f}*' if c in beside[1] else '' for c in columns
+      ]
+      method = beside[0].partition('/')[2]
+      rows.append([f'*{method}, 2305.05065*', *shown, ''])
+  titles = [f'{c} (95 %)' if c in _HEADLINES else c for c in columns]
+  return result_tables.markdown(['', *titles, '± recall@10'], rows)
+
+
+def _spread(row: Mapping[str, Any]) -> str:
+  """Returns the standard deviation over seeds, n - 1; '' with one seed."""
+  found = [seed['recall@10'] for seed in row.get('seeds', ())]
+  if len(found) < 2:
+    return ''
+  mean = sum(found) / len(found)
+  square = sum((x - mean) ** 2 for x in found) / (len(found) - 1)
+  return f'{square**0.5:.4f}'
+
+
+def _slices(sweep: Mapping[str, Any], floor: Mapping[str, Any]) -> str:
+  shown = [row['name'] for row in (*sweep['rows'], floor)]
+  rows = [
+    [
+      f'{kind}: {entry["slice"]}',
+      f'{entry["users"]:,}',
+      *(
+        f'{entry["methods"][name]["recall@10"]["mean"]:.4f}'
+        if name in entry['methods']
+        else 'no users'
+        for name in shown
+      ),
+    ]
+    for kind, entries in sweep['slices'].items()
+    for entry in entries
+  ]
+  return result_tables.markdown(['recall@10 by slice', 'users', *shown], rows)
+
+
+def _budget(sweep: Mapping[str, Any]) -> str:
+  rows = []
+  for row in sweep['rows']:
+    figures = {
+      name: next_item_rows.mean_over_seeds(row, name)
+      for name in ('num_parameters', 'steps', 'best_step', 'examples_seen')
+    }
+    minutes = next_item_rows.mean_over_seeds(row, 'training_seconds')
+    legal = next_item_rows.mean_legality(row, 'as_decoded')
+    free = next_item_rows.mean_legality(row, 'free_items')
+    rows.append(
+      [
+        row['name'],
+        *('' if x is None else f'{x:,.0f}' for x in figures.values()),
+        '' if minutes is None else f'{minutes / 60:.1f}',
+        *('' if x is None else f'{100 * x:.1f} %' for x in (legal, free)),
+      ]
+    )
+  header = [
+    'budget of a seed', 'parameters', 'steps', 'best step (validation)',
+    'examples', 'minutes', 'legal', 'legal, free decoding',
+  ]  # fmt: skip
+  return result_tables.markdown(header, rows)
+
+
+def table_1(name: str, title: str) -> str:
+  """Returns a sweep beside the published Table 1."""
+  run = measured_runs.read(name)
+  if run is None:
+    return f'**{title}**: {result_tables.NOT_MEASURED}.'
+  sweep = run['sweep']
+  true = ('true_reward_mean', 'true_reward_max')
+  targets = ('swt', 'vtr', 'wtr', 'ltr')
+  wanted = [f'{t}_{part}' for t in targets for part in ('mean', 'max')]
+  columns = [c for c in (*wanted, *true) if c in sweep['columns']]
+  best = {
+    c: max(row['figures'][c]['mean'] for row in sweep['rows']) for c in columns
+  }
+  rows = []
+  for row in sweep['rows']:
+    cells = []
+    for column in columns:
+      value = row['figures'][column]
+      cell = f'{value["mean"]:.3f} ± {value["std"]:.3f}'
+      cells.append(f'**{cell}**' if value['mean'] == best[column] else cell)
+    rows.append([row['name'], *cells])
+  base = sweep['base']
+  lines = []
+  for row in sweep['rows']:
+    for column in ('true_reward_mean', 'true_reward_max', 'swt_max', 'ltr_max'):
+      if row['name'] != '+IPA' or column not in sweep['columns']:
+        continue
+      lines.append(f'{column.replace("_", " ")} {_change(row, column)}')
+  users = sweep['rows'][0]['users']
+  minutes = sum(row['seconds'] for row in sweep['rows']) / 60
+  return '\n'.join(
+    [
+      f'**{title}.** {len(sweep["seeds"])} seed(s), {users:,} test users,'
+      f' {sweep["sessions_per_user"]} sessions of'
+      f' {sweep["items_per_session"]} items; mean and best of them, ± over'
+      f' {run["config"]["evaluate"]["sessions"]["resamples"]} resamples; best'
+      ' of a column bold.',
+      '',
+      result_tables.markdown(
+        ['', *(c.replace('_', ' ') for c in columns)], rows
+      ),
+      '',
+      f'IPA against {base}: {"; ".join(lines)} (95 %, paired over users).'
+      f' {minutes:.0f} minutes for all rows on {run["machine"]}.'
+      f' `experiments/{name.rsplit("_", 1)[0]}.py`, commit {run["commit"]}.',
+    ]
+  )
+
+
+def _change(row: dict[str, Any], column: str) -> str:
+  """Returns the change of a row against the base, in percent of the base."""
+  moved, own = row['difference'][column], row['figures'][column]['mean']
+  before = own - moved['mean']
+  share = [100 * moved[k] / before for k in ('mean', 'low', 'high')]
+  return f'{share[0]:+.1f} % ({share[1]:+.1f} to {share[2]:+.1f})'
+
+
+def item_sweep(name: str, title: str) -> str:
+  """Returns a sweep whose rows are judged by their generated items."""
+  run = measured_runs.read(name)
+  if run is None:
+    return f'**{title}**: {result_tables.NOT_MEASURED}.'
+  sweep = run['sweep']
+  settings = run['config']['evaluate']['p_score']
+  passes = [f'pass@{k}' for k in settings['pass_at']]
+  columns = [f'p_score_{part}' for part in ('mean', *passes)]
+  true = [c for c in (f'true_{c}' for c in columns) if c in sweep['columns']]
+  compared = (true or columns)[0]
+  rows = []
+  for row in sweep['rows']:
+    legal = [x['free_items'] for x in row['legality']]
+    rows.append(
+      [
+        row['name'],
+        *(f'{row["figures"][c]["mean"]:.4f}' for c in (*columns, *true)),
+        '' if row['name'] == sweep['base'] else _change(row, compared),
+        f'{100 * sum(legal) / len(legal):.1f} %',
+      ]
+    )
+  header = [
+    '', *(c.replace('_', ' ') for c in (*columns, *true)),
+    f'{compared.replace("_", " ")} against {sweep["base"]} (95 %)',
+    'legal, free decoding',
+  ]  # fmt: skip
+  users = sweep['rows'][0]['users']
+  minutes = sum(row['seconds'] for row in sweep['rows']) / 60
+  return '\n'.join(
+    [
+      f'**{title}.** {len(sweep["seeds"])} seed(s), {users:,} test users,'
+      f' {sweep["items_per_user"]} items each.',
+      '',
+      result_tables.markdown(header, rows),
+      '',
+      f'{minutes:.0f} minutes for all rows on {run["machine"]}. Commit'
+      f' {run["commit"]}.',
+    ]
+  )
+
+
+def alignment(name: str, title: str) -> str:
+  """Returns a sweep over settings of IPA, the totals of its rewards only."""
+  run = measured_runs.read(name)
+  if run is None:
+    return f'**{title}**: {result_tables.NOT_MEASURED}.'
+  sweep = run['sweep']
+  columns = [c for c in _TOTALS if c in sweep['columns']]
+  rows = []
+  for row in sweep['rows']:
+    legal = [100 * x['free_sessions'] for x in row['legality']]
+    rows.append(
+      [
+        row['name'],
+        *(
+          f'{row["figures"][c]["mean"]:.3f} ± {row["figures"][c]["std"]:.3f}'
+          for c in columns
+        ),
+        '' if row['name'] == sweep['base'] else _change(row, columns[-2]),
+        f'{sum(legal) / len(legal):.1f} %',
+      ]
+    )
+  minutes = sum(row['seconds'] for row in sweep['rows']) / 60
+  variant = name.removeprefix('ipa_ablations_')
+  against = f'{columns[-2].replace("_", " ")} against {sweep["base"]} (95 %)'
+  return '\n'.join(
+    [
+      f'**{title}.** {len(sweep["seeds"])} seed(s),'
+      f' {sweep["rows"][0]["users"]:,} test users,'
+      f' {sweep["sessions_per_user"]} sessions of'
+      f' {sweep["items_per_session"]} items.',
+      '',
+      result_tables.markdown(
+        [
+          '',
+          *(c.replace('_', ' ') for c in columns),
+          against,
+          'legal sessions, free decoding',
+        ],
+        rows,
+      ),
+      '',
+      f'{minutes:.0f} minutes for all rows on {run["machine"]}.'
+      f' `experiments/ipa_ablations.py:{variant}`, commit {run["commit"]}.',
+    ]
+  )
+
+
+def sessions(name: str, title: str) -> str:
+  """Returns a sweep whose rows differ in what a session is."""
+  run = measured_runs.read(name)
+  if run is None:
+    return f'**{title}**: {result_tables.NOT_MEASURED}.'
+  sweep = run['sweep']
+  columns = sweep['columns']
+  headline = (
+    'true_reward_mean' if 'true_reward_mean' in columns else ('reward_mean')
+  )
+  rows = []
+  for row in sweep['rows']:
+    moved = row['difference'][headline]
+    is_base = row['name'] == sweep['base']
+    rows.append(
+      [
+        row['name'],
+        *(
+          f'{row["figures"][c]["mean"]:.4f} ± {row["figures"][c]["std"]:.4f}'
+          for c in columns
+        ),
+        ''
+        if is_base
+        else f'{moved["mean"]:+.4f} ({moved["low"]:+.4f} to'
+        f' {moved["high"]:+.4f})',
+      ]
+    )
+  minutes = sum(row['seconds'] for row in sweep['rows']) / 60
+  shown = [c.replace('_', ' ') for c in columns]
+  recipe = name.rpartition('_')
+  return '\n'.join(
+    [
+      f'**{title}.** {len(sweep["seeds"])} seed(s),'
+      f' {sweep["rows"][0]["users"]:,} answers of'
+      f' {sweep["sessions_per_user"]} sessions of'
+      f' {sweep["items_per_session"]} items, scored by one reward model.',
+      '',
+      result_tables.markdown(
+        [
+          '',
+          *shown,
+          f'{headline.replace("_", " ")} against {sweep["base"]} (95 %)',
+        ],
+        rows,
+      ),
+      '',
+      f'{minutes:.0f} minutes for all rows on {run["machine"]}.'
+      f' `experiments/{recipe[0]}.py:{recipe[2]}`, commit {run["commit"]}.',
+    ]
+  )
