@@ -69,7 +69,7 @@ def _keep(workdir: pathlib.Path, figures: dict[str, Any]) -> pathlib.Path:
     'config': config,
     **figures,
     'commit': commit,
-    'machine': f'{os.cpu_count()} CPU cores, {platform.machine()}',
+    'machine': _machine(figures),
     'python': platform.python_version(),
     'versions': {n: importlib.metadata.version(n) for n in _LIBRARIES},
   }
@@ -77,6 +77,20 @@ def _keep(workdir: pathlib.Path, figures: dict[str, Any]) -> pathlib.Path:
   path.parent.mkdir(exist_ok=True)
   path.write_text(json.dumps(result, indent=1, sort_keys=True) + '\n')
   return path
+
+
+def _machine(figures: dict[str, Any]) -> str:
+  """Returns the accelerators that trained, or the processor of this machine."""
+  trained = [
+    seed
+    for row in figures.get('sweep', {}).get('rows', ())
+    for seed in row.get('training') or ()
+  ]
+  trained += [figures.get('stages', {}).get('pretrain')]
+  devices = {t['device'] for t in trained if t and t.get('device')} - {'cpu'}
+  if devices:
+    return ', '.join(sorted(devices))
+  return f'{os.cpu_count()} CPU cores, {platform.machine()}'
 
 
 def read(name: str) -> dict[str, Any] | None:

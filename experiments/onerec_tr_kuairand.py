@@ -100,15 +100,17 @@ def get_config(variant: str = 'full') -> ml_collections.ConfigDict:
     {'name': 'lvtr', 'column': 'long_view'},
     {'name': 'ltr', 'column': 'is_like'},
   )
-  config.p_score_model.embed_dim = 32
+  config.p_score_model.embed_dim = 48
   config.p_score_model.history_length = 32
   config.p_score_model.search_items = 16
   config.p_score_model.tower_dims = (64, 32)
   config.p_score_model.fusion_dims = (64, 32)
+  config.p_score_model.dropout_rate = 0.3
   config.p_score.batch_size = 512
-  config.p_score.num_steps = 3000
+  config.p_score.num_steps = 4500
+  config.p_score.ema_decay = 0.998
   config.p_score.optimizer.name = 'adamw'
-  config.p_score.optimizer.weight_decay = 0.05
+  config.p_score.optimizer.weight_decay = 0.2
   config.p_score.optimizer.peak_learning_rate = 5e-3
   config.p_score.optimizer.schedule = 'cosine'
   config.p_score.optimizer.warmup_steps = 100

@@ -3,15 +3,17 @@
 A run that was not made is called 'not measured', never guessed.
 """
 
+from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 from experiments import measured_runs
 
 _SHOWN = ('recall@5', 'recall@10', 'ndcg@10', 'mrr@10')
-_NOT_MEASURED = 'not measured'
+NOT_MEASURED = 'not measured'
 
 
-def _table(header: list[str], rows: list[list[str]]) -> str:
+def markdown(header: list[str], rows: list[list[str]]) -> str:
   """Returns a Markdown table; all but the first column right-aligned."""
   rule = ['---', *['---:'] * (len(header) - 1)]
   lines = [header, rule, *rows]
@@ -22,7 +24,7 @@ def ranking(name: str, title: str) -> str:
   """Returns the comparison of a run with the counting floors."""
   run = measured_runs.read(name)
   if run is None:
-    return f'**{title}**: {_NOT_MEASURED}.'
+    return f'**{title}**: {NOT_MEASURED}.'
   result, training = run['stages']['evaluate'], run['stages']['pretrain']
   rows = []
   ordered = sorted(
@@ -55,7 +57,7 @@ def ranking(name: str, title: str) -> str:
       f'**{title}.** {result["users"]:,} users, all {result["candidates"]:,}'
       f' items ranked, history {history}, hits counted by item.',
       '',
-      _table(['method', *names, 'recall@10 by ID'], rows),
+      markdown(['method', *names, 'recall@10 by ID'], rows),
       '',
       f'Budget: {training["steps"]:,} steps, {training["examples_seen"]:,}'
       f' examples, {training["training_seconds"] / 60:.1f} minutes of training'
@@ -74,11 +76,75 @@ def session_rewards(name: str, title: str) -> str:
   run = measured_runs.read(name)
   found = run and run['stages']['evaluate'].get('session_rewards')
   if not run or not found:
-    return f'**{title}**: {_NOT_MEASURED}.'
+    return f'**{title}**: {NOT_MEASURED}.'
   evaluated, align = run['stages']['evaluate'], run['stages']['align']
   methods = found['methods']
-  rows = []
-  for column in found['columns']:
+  recall = evaluated['difference_to_before']['recall@10']
+  seconds = align['rounds'][0]['rollouts']['seconds']
+  legal = [
+    100 * methods[m]['legality'].get('free_sessions', 1.0)
+    for m in ('pretrained', 'onerec')
+  ]
+  rollouts = sum(
+    sum(r['rollouts']['seconds'].values()) for r in align['rounds']
+  )
+  return '\n'.join(
+    [
+      f'**{title}.** {methods["onerec"]["users"]:,} test users,'
+      f' {found["sessions_per_user"]} sessions of'
+      f' {found["items_per_session"]} items each, judged by the session reward'
+      f' model; ± over {found["resamples"]} resamples of the users.',
+      '',
+      _before_and_after(evaluated['methods'], found, found['columns']),
+      '',
+      f'recall@10 of the next item {recall["mean"]:+.4f}'
+      f' ({recall["low"]:+.4f} to {recall["high"]:+.4f}). Legal sessions under'
+      f' free decoding {legal[0]:.1f} % before, {legal[1]:.1f} % after.'
+      f' {len(align["rounds"])} rounds: {rollouts:.0f} s of rollouts and'
+      f' scoring ({seconds["generate"]:.0f} s generation in the first),'
+      f' {align["training_seconds"]:.0f} s of training.',
+    ]
+  )
+
+
+def item_rewards(name: str, title: str) -> str:
+  """Returns the P-Scores of generated items before and after reinforcement."""
+  run = measured_runs.read(name)
+  found = run and run['stages']['evaluate'].get('item_rewards')
+  if not run or not found:
+    return f'**{title}**: {NOT_MEASURED}.'
+  evaluated, methods = run['stages']['evaluate'], found['methods']
+  recall = evaluated['difference_to_before']['recall@10']
+  legal = [
+    100 * methods[m]['legality']['free_items'] for m in ('pretrained', 'onerec')
+  ]
+  parts = ('mean', *(f'pass@{k}' for k in found['pass_at']))
+  minutes = sum(stage['seconds'] for stage in run['stages'].values()) / 60
+  return '\n'.join(
+    [
+      f'**{title}.** {methods["onerec"]["users"]:,} test users,'
+      f' {found["items_per_user"]} items each, judged by the P-Score model; ±'
+      f' over {found["resamples"]} resamples of the users.',
+      '',
+      _before_and_after(
+        evaluated['methods'], found, [f'p_score_{part}' for part in parts]
+      ),
+      '',
+      f'recall@10 of the next item {recall["mean"]:+.4f}'
+      f' ({recall["low"]:+.4f} to {recall["high"]:+.4f}). Legal items under'
+      f' free decoding {legal[0]:.1f} % before, {legal[1]:.1f} % after.'
+      f' {minutes:.0f} minutes for all stages on {run["machine"]}.'
+      f' Commit {run["commit"]}.',
+    ]
+  )
+
+
+def _before_and_after(
+  titles: Mapping[str, Any], found: Mapping[str, Any], columns: Sequence[str]
+) -> str:
+  """Returns rewards of the pre-trained and of the final model, a row each."""
+  methods, rows = found['methods'], []
+  for column in columns:
     moved = methods['onerec']['difference'][column]
     rows.append(
       [
@@ -91,141 +157,18 @@ def session_rewards(name: str, title: str) -> str:
         f'{moved["mean"]:+.4f} ({moved["low"]:+.4f} to {moved["high"]:+.4f})',
       ]
     )
-  recall = evaluated['difference_to_before']['recall@10']
-  seconds = align['rounds'][0]['rollouts']['seconds']
-  legal = [
-    100 * methods[m]['legality'].get('free_sessions', 1.0)
-    for m in ('pretrained', 'onerec')
-  ]
-  titles = evaluated['methods']
   header = [
     'reward', titles['pretrained']['title'], titles['onerec']['title'],
     'difference (95 %, paired)',
   ]  # fmt: skip
-  rollouts = sum(
-    sum(r['rollouts']['seconds'].values()) for r in align['rounds']
-  )
-  return '\n'.join(
-    [
-      f'**{title}.** {methods["onerec"]["users"]:,} test users,'
-      f' {found["sessions_per_user"]} sessions of'
-      f' {found["items_per_session"]} items each, judged by the session reward'
-      f' model; ± over {found["resamples"]} resamples of the users.',
-      '',
-      _table(header, rows),
-      '',
-      f'recall@10 of the next item {recall["mean"]:+.4f}'
-      f' ({recall["low"]:+.4f} to {recall["high"]:+.4f}). Legal sessions under'
-      f' free decoding {legal[0]:.1f} % before, {legal[1]:.1f} % after.'
-      f' {len(align["rounds"])} rounds: {rollouts:.0f} s of rollouts and'
-      f' scoring ({seconds["generate"]:.0f} s generation in the first),'
-      f' {align["training_seconds"]:.0f} s of training.',
-    ]
-  )
-
-
-def table_1(name: str, title: str) -> str:
-  """Returns a sweep beside the published Table 1."""
-  run = measured_runs.read(name)
-  if run is None:
-    return f'**{title}**: {_NOT_MEASURED}.'
-  sweep = run['sweep']
-  true = ('true_reward_mean', 'true_reward_max')
-  targets = ('swt', 'vtr', 'wtr', 'ltr')
-  wanted = [f'{t}_{part}' for t in targets for part in ('mean', 'max')]
-  columns = [c for c in (*wanted, *true) if c in sweep['columns']]
-  best = {
-    c: max(row['figures'][c]['mean'] for row in sweep['rows']) for c in columns
-  }
-  rows = []
-  for row in sweep['rows']:
-    cells = []
-    for column in columns:
-      value = row['figures'][column]
-      cell = f'{value["mean"]:.3f} ± {value["std"]:.3f}'
-      cells.append(f'**{cell}**' if value['mean'] == best[column] else cell)
-    rows.append([row['name'], *cells])
-  base = sweep['base']
-  lines = []
-  for row in sweep['rows']:
-    for column in ('true_reward_mean', 'true_reward_max', 'swt_max', 'ltr_max'):
-      if row['name'] != '+IPA' or column not in sweep['columns']:
-        continue
-      lines.append(f'{column.replace("_", " ")} {_change(row, column)}')
-  users = sweep['rows'][0]['users']
-  minutes = sum(row['seconds'] for row in sweep['rows']) / 60
-  return '\n'.join(
-    [
-      f'**{title}.** {len(sweep["seeds"])} seed(s), {users:,} test users,'
-      f' {sweep["sessions_per_user"]} sessions of'
-      f' {sweep["items_per_session"]} items; mean and best of them, ± over'
-      f' {run["config"]["evaluate"]["sessions"]["resamples"]} resamples; best'
-      ' of a column bold.',
-      '',
-      _table(['', *(c.replace('_', ' ') for c in columns)], rows),
-      '',
-      f'IPA against {base}: {"; ".join(lines)} (95 %, paired over users).'
-      f' {minutes:.0f} minutes for all rows on {run["machine"]}.'
-      f' `experiments/{name.rsplit("_", 1)[0]}.py`, commit {run["commit"]}.',
-    ]
-  )
-
-
-def _change(row: dict[str, Any], column: str) -> str:
-  """Returns the change of a row against the base, in percent of the base."""
-  moved, own = row['difference'][column], row['figures'][column]['mean']
-  before = own - moved['mean']
-  share = [100 * moved[k] / before for k in ('mean', 'low', 'high')]
-  return f'{share[0]:+.1f} % ({share[1]:+.1f} to {share[2]:+.1f})'
-
-
-def item_sweep(name: str, title: str) -> str:
-  """Returns a sweep whose rows are judged by their generated items."""
-  run = measured_runs.read(name)
-  if run is None:
-    return f'**{title}**: {_NOT_MEASURED}.'
-  sweep = run['sweep']
-  settings = run['config']['evaluate']['p_score']
-  passes = [f'pass@{k}' for k in settings['pass_at']]
-  columns = [f'p_score_{part}' for part in ('mean', *passes)]
-  true = [c for c in (f'true_{c}' for c in columns) if c in sweep['columns']]
-  compared = (true or columns)[0]
-  rows = []
-  for row in sweep['rows']:
-    legal = [x['free_items'] for x in row['legality']]
-    rows.append(
-      [
-        row['name'],
-        *(f'{row["figures"][c]["mean"]:.4f}' for c in (*columns, *true)),
-        '' if row['name'] == sweep['base'] else _change(row, compared),
-        f'{100 * sum(legal) / len(legal):.1f} %',
-      ]
-    )
-  header = [
-    '', *(c.replace('_', ' ') for c in (*columns, *true)),
-    f'{compared.replace("_", " ")} against {sweep["base"]} (95 %)',
-    'legal, free decoding',
-  ]  # fmt: skip
-  users = sweep['rows'][0]['users']
-  minutes = sum(row['seconds'] for row in sweep['rows']) / 60
-  return '\n'.join(
-    [
-      f'**{title}.** {len(sweep["seeds"])} seed(s), {users:,} test users,'
-      f' {sweep["items_per_user"]} items each.',
-      '',
-      _table(header, rows),
-      '',
-      f'{minutes:.0f} minutes for all rows on {run["machine"]}. Commit'
-      f' {run["commit"]}.',
-    ]
-  )
+  return markdown(header, rows)
 
 
 def item_alignment(name: str, title: str) -> str:
   """Returns hit rates of item vectors and the quality of their codes."""
   run = measured_runs.read(name)
   if run is None:
-    return f'**{title}**: {_NOT_MEASURED}.'
+    return f'**{title}**: {NOT_MEASURED}.'
   quality = run['stages']['embed']['alignment']['quality']
   splits = ('valid', 'test')
   rows = [
@@ -265,7 +208,7 @@ def item_alignment(name: str, title: str) -> str:
       f'**{title}.** Is the next item among the ten nearest to the last one?'
       f' {users:,} users, what they have is excluded.',
       '',
-      _table(header, rows),
+      markdown(header, rows),
       '',
       'Aligned over unaligned, hit@10: '
       + '; '.join(
@@ -274,7 +217,7 @@ def item_alignment(name: str, title: str) -> str:
       )
       + '. Codes of the aligned vectors:',
       '',
-      _table(
+      markdown(
         [
           'quantizer',
           'relative error',
@@ -292,7 +235,7 @@ def p_score_model(name: str, title: str) -> str:
   """Returns AUCs of the P-Score model beside the logistic regression."""
   run = measured_runs.read(name)
   if run is None:
-    return f'**{title}**: {_NOT_MEASURED}.'
+    return f'**{title}**: {NOT_MEASURED}.'
   # A sweep's judge, of its first seed, or a run's own.
   result = (
     run['sweep']['reward_model'][0]
@@ -323,7 +266,7 @@ def p_score_model(name: str, title: str) -> str:
     [
       f'**{title}.** {judged:,} shown items of held-out users.',
       '',
-      _table(header, rows),
+      markdown(header, rows),
     ]
   )
 
@@ -332,7 +275,7 @@ def slices(name: str, title: str) -> str:
   """Returns recall by slice, of ours and of the best floor."""
   run = measured_runs.read(name)
   if run is None:
-    return f'**{title}**: {_NOT_MEASURED}.'
+    return f'**{title}**: {NOT_MEASURED}.'
   result = run['stages']['evaluate']
   best = result['best_floor']
   rows = []
@@ -346,7 +289,7 @@ def slices(name: str, title: str) -> str:
         )
       rows.append(cells)
   header = ['slice', 'users', 'OneRec', result['methods'][best]['title']]
-  return f'**{title}, recall@10 by slice.**\n\n' + _table(header, rows)
+  return f'**{title}, recall@10 by slice.**\n\n' + markdown(header, rows)
 
 
 def tokenizer() -> str:
@@ -373,9 +316,9 @@ def tokenizer() -> str:
         ]
       )
   if not rows:
-    return f'**Semantic IDs**: {_NOT_MEASURED}.'
+    return f'**Semantic IDs**: {NOT_MEASURED}.'
   header = [
     'semantic IDs', 'utilisation per level', 'entropy per level (nats)',
     'relative error', 'items sharing an ID', 'largest bucket',
   ]  # fmt: skip
-  return _table(header, rows)
+  return markdown(header, rows)

@@ -5,7 +5,8 @@
   python -m experiments.results --collect runs/quickstart   keep a run's figures
 
 Runs are kept in experiments/measured/, benchmarks in experiments/benchmarks/
-results/.  A table stands between <!-- results:NAME --> and its closing twin.
+results/, compilations in tpu/aot/.  A table stands between <!-- results:NAME
+--> and its closing twin.
 """
 
 import argparse
@@ -16,10 +17,12 @@ from collections.abc import Callable
 
 from experiments import measured_runs
 from experiments import result_tables
+from experiments import sweep_tables
 from experiments.benchmarks import summary
+from onerec_jax.aot import table as aot_table
 
 _ROOT = pathlib.Path(__file__).parent.parent
-_PAGES = ('README.md', 'experiments/benchmarks/README.md')
+_PAGES = ('README.md', 'experiments/benchmarks/README.md', 'tpu/README.md')
 
 _BLOCKS: dict[str, Callable[[], str]] = {
   'quickstart': lambda: result_tables.ranking(
@@ -37,30 +40,67 @@ _BLOCKS: dict[str, Callable[[], str]] = {
   'quickstart_sessions': lambda: result_tables.session_rewards(
     'quickstart', 'MovieLens-100K, sessions before and after alignment'
   ),
-  'table1_synthetic': lambda: result_tables.table_1(
+  'table1_synthetic': lambda: sweep_tables.table_1(
     'table1_synthetic_full', 'Simulated world'
   ),
-  'table1_kuairand': lambda: result_tables.table_1(
+  'table1_kuairand': lambda: sweep_tables.table_1(
     'table1_kuairand_small', 'KuaiRand-Pure, `:small`'
+  ),
+  'ipa_share': lambda: sweep_tables.alignment(
+    'ipa_ablations_r_dpo', 'Simulated world, share of samples with a pair'
+  ),
+  'ipa_scale': lambda: sweep_tables.alignment(
+    'ipa_ablations_scale', 'Simulated world, model size'
   ),
   'item_alignment': lambda: result_tables.item_alignment(
     'item_alignment_beauty', 'Amazon Beauty 2014, item alignment'
   ),
-  'tr_rl': lambda: result_tables.item_sweep(
+  'tr_rl': lambda: sweep_tables.item_sweep(
     'tr_ablations_rl', 'Simulated world, reinforcement learning'
   ),
-  'tr_format': lambda: result_tables.item_sweep(
+  'tr_format': lambda: sweep_tables.item_sweep(
     'tr_ablations_format', 'Simulated world, format reward'
   ),
-  'tr_kuairand_pathways': lambda: result_tables.item_sweep(
+  'tr_kuairand_pathways': lambda: sweep_tables.item_sweep(
     'onerec_tr_kuairand_pathways', 'KuaiRand-Pure, pathways and features'
   ),
   'tr_kuairand_p_score': lambda: result_tables.p_score_model(
-    'onerec_tr_kuairand_pathways', 'KuaiRand-Pure, P-Score model'
+    'onerec_tr_kuairand_full', 'KuaiRand-Pure, P-Score model'
+  ),
+  'tr_kuairand': lambda: result_tables.item_rewards(
+    'onerec_tr_kuairand_full', 'KuaiRand-Pure, before and after ECPO'
+  ),
+  'tr_movielens': lambda: result_tables.item_rewards(
+    'onerec_tr_movielens', 'MovieLens-100K, before and after ECPO'
+  ),
+  'public_benchmark_beauty': lambda: sweep_tables.next_item(
+    'public_benchmark_beauty', 'Amazon Beauty 2014'
+  ),
+  'public_benchmark_sports': lambda: sweep_tables.next_item(
+    'public_benchmark_sports', 'Amazon Sports and Outdoors 2014'
+  ),
+  'public_benchmark_small': lambda: sweep_tables.next_item(
+    'public_benchmark_small', 'Amazon Beauty 2014, few steps'
+  ),
+  'ablation_codes': lambda: sweep_tables.next_item(
+    'benchmark_ablations_codes', 'Amazon Beauty 2014, semantic IDs'
+  ),
+  'ablation_vectors': lambda: sweep_tables.next_item(
+    'benchmark_ablations_vectors', 'Amazon Beauty 2014, item vectors'
+  ),
+  'ablation_experts': lambda: sweep_tables.next_item(
+    'benchmark_ablations_experts', 'Amazon Beauty 2014, experts'
+  ),
+  'sessions_kuairand': lambda: sweep_tables.sessions(
+    'session_ablations_kuairand', 'KuaiRand-Pure, length of the session'
+  ),
+  'sessions_movielens': lambda: sweep_tables.sessions(
+    'session_ablations_movielens', 'MovieLens-100K, length of the session'
   ),
   'tokenizer': result_tables.tokenizer,
   'speed': summary.table,
   'measured_speed': lambda: summary.table(measured_only=True),
+  'aot': aot_table.of_recipes,
 }
 
 # --- Pages ------------------------------------------------------------------

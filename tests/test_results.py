@@ -7,6 +7,7 @@ import pytest
 from experiments import measured_runs
 from experiments import result_tables
 from experiments import results
+from experiments import sweep_tables
 
 
 def test_every_table_of_the_pages_equals_its_result_file():
@@ -37,7 +38,7 @@ def _swt(run):
   [
     (result_tables.ranking, 'quickstart', _quickstart),
     (result_tables.item_alignment, 'item_alignment_beauty', _alignment),
-    (result_tables.table_1, 'table1_synthetic_full', _swt),
+    (sweep_tables.table_1, 'table1_synthetic_full', _swt),
   ],
 )
 def test_a_changed_figure_changes_the_table(monkeypatch, table, name, figure):
@@ -54,8 +55,8 @@ def test_a_changed_figure_changes_the_table(monkeypatch, table, name, figure):
   [
     result_tables.ranking,
     result_tables.session_rewards,
-    result_tables.table_1,
-    result_tables.item_sweep,
+    sweep_tables.table_1,
+    sweep_tables.item_sweep,
     result_tables.p_score_model,
     result_tables.item_alignment,
   ],

@@ -10,6 +10,7 @@ import pytest
 
 from onerec_jax import batch as batch_lib
 from onerec_jax import config as config_lib
+from onerec_jax import meshes
 from onerec_jax import sharding
 from onerec_jax.model import interest_search
 from onerec_jax.model import p_score
@@ -219,7 +220,8 @@ def _reference(p, context, b, item, search_items=3):
   fused, _ = _network(
     p['fusion'], np.concatenate([hidden, about, own, about * own])
   )
-  return np.concatenate([towers, fused]) + 4 * p['item_bias'][item, :3]
+  bias = 4 * p['item_bias'][item, :3]
+  return np.concatenate([towers, fused]) + bias + bias @ p['bias_mix']
 
 
 def test_logits_equal_the_formula_written_candidate_by_candidate(params):
@@ -467,9 +469,13 @@ def _reached(gradients):
 
 def test_the_score_teaches_towers_and_tables_nothing_by_default(params):
   context = _context()
-  stopped = _reached(_gradients(params, context, model=_model(), part='p'))
+  gradients = _gradients(params, context, model=_model(), part='p')
+  # Of the items' biases only the score's own, behind those of two towers.
+  assert not np.any(gradients['item_bias'][:, :2])
+  assert np.any(gradients['item_bias'][:, 2])
+  stopped = _reached(gradients)
   assert 'item_bias' in stopped and 'fusion/kernel_0' in stopped
-  others = stopped - {'item_bias'}
+  others = stopped - {'item_bias', 'bias_mix'}
   assert all(name.startswith('fusion') for name in others)
   joint = _model(stop_gradient_towers=False)
   reached = _reached(_gradients(params, context, model=joint, part='p'))
@@ -562,7 +568,7 @@ def test_a_context_without_recent_events_is_refused(params):
 
 
 def test_sharded_scores_equal_those_of_one_device(params):
-  mesh = sharding.make_mesh(config_lib.MeshConfig(data=2, fsdp=4))
+  mesh = meshes.make_mesh(config_lib.MeshConfig(data=2, fsdp=4))
   context = _context(rows=8)
   items = np.arange(16, dtype=np.int32).reshape(8, 2) % _NUM_ITEMS
   want = _logits(params, context, items=items)
