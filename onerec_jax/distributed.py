@@ -24,10 +24,6 @@ import jax
 import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh
-from jaxtyping import Int
-
-from onerec_jax import sharding
 
 # A process that was killed without a word ends the others after so long:
 # they are ended by JAX's coordination service.
@@ -373,46 +369,3 @@ def _broadcast_bytes(content: np.ndarray) -> np.ndarray:
   # It adds up what the processes have, of which the others have zeros.
   summed = multihost_utils.broadcast_one_to_all(content)
   return np.asarray(summed).astype(np.uint8)
-
-
-# --- Rows -------------------------------------------------------------------
-
-
-def own_rows(mesh: Mesh) -> Callable[[int], Int[np.ndarray, ' rows']]:
-  """Returns the function from a batch size to this process's rows.
-
-  They are the rows that `sharding.place_batch` puts on the devices of this
-  process, in that order.  Over all processes every row comes once.  A mesh
-  need not follow the order of processes, so the rows need not be adjacent.
-  """
-  placement = sharding.batch_sharding(mesh)
-
-  def rows(batch_size: int) -> Int[np.ndarray, ' rows']:
-    found = placement.addressable_devices_indices_map((batch_size,))
-    parts = {
-      index[0].indices(batch_size)[:2]
-      for index in found.values()
-      if index is not None
-    }
-    return np.concatenate([np.arange(*part) for part in sorted(parts)])
-
-  return rows
-
-
-def place_rows(batch: Any, mesh: Mesh) -> Any:
-  """Returns a batch that every process holds whole as global arrays."""
-  rows = sharding.batch_sharding(mesh)
-  return sharding.place(batch, jax.tree.map(lambda _: rows, batch))
-
-
-def gather(tree: Any) -> Any:
-  """Returns device arrays as NumPy arrays, whole on every process."""
-
-  def whole(value: Any) -> Any:
-    if not isinstance(value, jax.Array) or value.is_fully_addressable:
-      return value
-    if value.is_fully_replicated:
-      return value
-    return multihost_utils.process_allgather(value, tiled=True)
-
-  return jax.device_get(jax.tree.map(whole, tree))

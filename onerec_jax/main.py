@@ -23,6 +23,7 @@ from ml_collections import config_flags
 
 from onerec_jax import config as config_lib
 from onerec_jax import workdir as workdir_lib
+from onerec_jax.aot import modes
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config',
@@ -78,7 +79,7 @@ _SLICES = flags.DEFINE_integer('slices', 1, 'aot: equal slices of the job.')
 _MODE = flags.DEFINE_enum(
   'mode',
   'train',
-  ['train', 'dpo', 'ecpo', 'decode'],
+  modes.MODES,
   'aot: a step of pretrain, align or reinforce, or beam search.',
 )
 _NUM_ITEMS = flags.DEFINE_integer(

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool
 from jaxtyping import Float
 
-from onerec_jax import metrics
+from onerec_jax import bootstrap
 
 
 class Summary(NamedTuple):
@@ -37,7 +37,7 @@ class Row(NamedTuple):
 class Comparison(NamedTuple):
   """A model against the base model, user by user."""
 
-  differences: dict[str, metrics.PairedDifference]  # model - base, per column
+  differences: dict[str, bootstrap.PairedDifference]  # model - base, per column
   num_users: int  # with a legal session of both models
 
 
@@ -128,10 +128,10 @@ def summarize(
     if resamples > 1
     else np.full(len(columns), np.nan)
   )
-  draws = metrics.bootstrap_means(kept, samples=bootstrap_samples, seed=seed)
+  draws = bootstrap.resampled_means(kept, samples=bootstrap_samples, seed=seed)
   figures = {}
   for f, name in enumerate(columns):
-    interval = metrics.interval_of(kept[:, f], draws[:, f])
+    interval = bootstrap.interval_of(kept[:, f], draws[:, f])
     figures[name] = Summary(
       interval.mean, float(std[f]), interval.low, interval.high
     )
@@ -173,7 +173,7 @@ def compare(
       ' columns: evaluate both on the same test users.'
     )
   both = ~(np.isnan(values).any(axis=1) | np.isnan(base).any(axis=1))
-  differences = metrics.paired_differences(
+  differences = bootstrap.paired_differences(
     values[both], base[both], samples=bootstrap_samples, seed=seed
   )
   if not both.any():  # no draw is above zero, which is not support for below

@@ -1,7 +1,8 @@
-"""Which mesh axis each logical axis is sharded over; nothing else decides it.
+"""Which mesh axis each logical axis is sharded over, and arrays put there.
 
-Refuses to guess: an unknown name, two names on one mesh axis, a batch that
-does not divide, and a large array left whole on every device all raise.
+Nothing else decides it.  Refuses to guess: an unknown name, two names on one
+mesh axis, a batch that does not divide, and a large array left whole on every
+device all raise.
 """
 
 import math
@@ -9,27 +10,17 @@ from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
-from typing import Literal
-from typing import Protocol
-from typing import runtime_checkable
 
 import jax
 import numpy as np
-from jax.experimental import mesh_utils
+from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh
-from jax.sharding import AxisType
 from jax.sharding import Mesh
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec
+from jaxtyping import Int
 
-# No tensor axis: it pays where mlp_dim / axis exceeds the tokens that hide a
-# collective (about 5,100 on v6e), so never for embed_dim <= 2048.
-AXES = ('data', 'fsdp', 'expert')
-
-# preset='by_size': most devices that one copy of the weights is split over.
-# 64 leave 0.7 GB of a 2.6 B model's f32 state on each (16 B per parameter);
-# beyond, all-gathers get longer rings for memory that is no longer scarce.
-MAX_SHARDS = 64
+from onerec_jax import meshes
 
 # Logical axis -> mesh axes; () keeps the axis whole.  The batch runs over all
 # three, so that dense layers are data parallel everywhere; dense weights are
@@ -66,159 +57,13 @@ _BESIDE_BATCH: Mapping[str, tuple[str, ...]] = {'embed': (), 'expert': ()}
 MAX_WHOLE_BYTES = 1 << 20
 
 
-@runtime_checkable
-class MeshSettings(Protocol):
-  """What config.MeshConfig has; explained there."""
-
-  @property
-  def data(self) -> int: ...
-  @property
-  def fsdp(self) -> int: ...
-  @property
-  def expert(self) -> int: ...
-  @property
-  def slices(self) -> int: ...
-  @property
-  def preset(self) -> Literal['explicit', 'by_size']: ...
-
-
-def sizes_of(settings: MeshSettings, num_devices: int) -> tuple[int, int, int]:
-  """Returns the sizes of the (data, fsdp, expert) axes.
-
-  explicit: the settings, with -1 replaced by what is left.  by_size:
-
-    expert = gcd(settings.expert, devices of a slice)
-    fsdp = s / expert,  s the largest divisor of the devices of a slice that
-      expert divides and that is at most MAX_SHARDS
-    data = the rest, slices included
-
-  so with expert=8: 4 devices (1, 1, 4); 8 (1, 1, 8); 16 (1, 2, 8); 64
-  (1, 8, 8); 256 (4, 8, 8); 2 slices of 64 (2, 8, 8).  A larger expert axis
-  costs dense layers nothing, as they are split over fsdp * expert.
-
-  Args:
-    settings: of the mesh.
-    num_devices: all devices of the job.
-
-  Raises:
-    ValueError: the sizes do not multiply to the number of devices, or a slice
-      would hold a part of a copy of the weights.
-  """
-  slices = settings.slices
-  if slices < 1 or num_devices % slices:
-    raise ValueError(
-      f'mesh.slices={slices} does not divide {num_devices} devices: set'
-      ' mesh.slices to the number of slices of the job.'
-    )
-  if settings.preset == 'by_size':
-    return _sizes_by_size(settings.expert, num_devices, slices)
-  sizes = [settings.data, settings.fsdp, settings.expert]
-  if sizes.count(-1) > 1 or any(s == 0 or s < -1 for s in sizes):
-    raise ValueError(
-      f'mesh (data, fsdp, expert)={tuple(sizes)}: sizes are positive, and at'
-      ' most one is -1.'
-    )
-  known = math.prod(s for s in sizes if s != -1)
-  free = [i for i, s in enumerate(sizes) if s == -1]
-  if free and num_devices % known == 0:
-    sizes[free[0]] = num_devices // known
-  if math.prod(sizes) != num_devices:
-    text = ' * '.join(f'{a}={s}' for a, s in zip(AXES, sizes, strict=True))
-    others = settings.fsdp * settings.expert
-    if free:
-      fix = (
-        f'{known} must divide {num_devices}; change'
-        f' mesh.{" or mesh.".join(a for a in AXES if a != AXES[free[0]])}.'
-      )
-    elif num_devices % others == 0:
-      fix = f'set mesh.data=-1 (or {num_devices // others}).'
-    else:
-      fix = 'set mesh.data=-1, mesh.fsdp=1 and mesh.expert=1.'
-    raise ValueError(f'mesh {text} does not cover {num_devices} devices: {fix}')
-  data, fsdp, expert = sizes
-  if data % slices:
-    raise ValueError(
-      f'mesh.data={data} is not divisible by mesh.slices={slices}: only data'
-      f' crosses slices. Set mesh.fsdp={fsdp} and mesh.expert={expert} so that'
-      f' their product divides the {num_devices // slices} devices of a slice.'
-    )
-  return data, fsdp, expert
-
-
-def _sizes_by_size(
-  expert: int, num_devices: int, slices: int
-) -> tuple[int, int, int]:
-  in_slice = num_devices // slices
-  expert = math.gcd(expert, in_slice)
-  shards = max(
-    s
-    for s in range(expert, in_slice + 1, expert)
-    if in_slice % s == 0 and s <= max(expert, MAX_SHARDS)
-  )
-  return num_devices // shards, shards // expert, expert
-
-
-def make_mesh(
-  settings: MeshSettings,
-  devices: Sequence[Any] | None = None,
-  *,
-  slice_of: Callable[[Any], int] | None = None,
-) -> Mesh:
-  """Returns the (data, fsdp, expert) mesh over all devices.
-
-  Neighbours along expert, then fsdp, are near each other in the slice; slices
-  lie one after the other along data, so that the slow network between them
-  carries the gradients once per step and nothing else.
-
-  Args:
-    settings: sizes or preset, and slices.
-    devices: devices to use; None: all of all processes.
-    slice_of: slice of a device; None: what the device says, and where it says
-      nothing (CPU), its process if settings.slices > 1.
-
-  Raises:
-    ValueError: see `sizes_of`; or the devices lie in other slices.
-  """
-  devices = list(jax.devices() if devices is None else devices)
-  data, fsdp, expert = sizes_of(settings, len(devices))
-  groups: dict[int, list[Any]] = {}
-  for device in devices:
-    index = (slice_of or _slice_of)(device)
-    if index is None:
-      index = device.process_index if settings.slices > 1 else 0
-    groups.setdefault(index, []).append(device)
-  lengths = sorted({len(group) for group in groups.values()})
-  if len(groups) != settings.slices or len(lengths) > 1:
-    raise ValueError(
-      f'mesh.slices={settings.slices}, but the {len(devices)} devices lie in'
-      f' {len(groups)} slices of {" or ".join(map(str, lengths))}: set'
-      f' mesh.slices={len(groups)}, with slices of one size.'
-    )
-  # jax.make_mesh is not enough: it takes one slice, and but for v5e it gives
-  # up where a logical axis is not a product of whole physical ones, as
-  # expert = 8 on 4 x 4 chips.
-  parts = [
-    mesh_utils.create_device_mesh(
-      (data // settings.slices, fsdp, expert),
-      groups[index],
-      allow_split_physical_axes=True,
-    )
-    for index in sorted(groups)
-  ]
-  return Mesh(np.concatenate(parts), AXES, axis_types=(AxisType.Auto,) * 3)
-
-
-def _slice_of(device: Any) -> int | None:
-  return getattr(device, 'slice_index', None)
-
-
 def check_axes(mesh: Mesh | AbstractMesh) -> None:
   """Raises ValueError unless the mesh has all axes that the rules name."""
-  missing = [axis for axis in AXES if axis not in mesh.axis_names]
+  missing = [axis for axis in meshes.AXES if axis not in mesh.axis_names]
   if missing:
     raise ValueError(
       f'The mesh has the axes {tuple(mesh.axis_names)} and lacks {missing}:'
-      ' make it by sharding.make_mesh, where an axis may have size 1.'
+      ' make it by meshes.make_mesh, where an axis may have size 1.'
     )
 
 
@@ -299,7 +144,7 @@ def check_batch_size(mesh: Mesh, batch_size: int, setting: str) -> None:
   shards = mesh.size
   if batch_size % shards:
     down = max(batch_size // shards, 1) * shards
-    shape = ' * '.join(f'{a}={mesh.shape[a]}' for a in AXES)
+    shape = ' * '.join(f'{a}={mesh.shape[a]}' for a in meshes.AXES)
     raise ValueError(
       f'{setting}={batch_size} is not divisible by {shape} = {shards} devices;'
       f' use {setting}={down} or {down + shards}.'
@@ -417,6 +262,9 @@ def parameter_shardings(
   )
 
 
+# --- Placement -----------------------------------------------------------
+
+
 def place(tree: Any, shardings: Any) -> Any:
   """Returns NumPy arrays, equal on every process, as global device arrays."""
 
@@ -447,3 +295,43 @@ def fill_rows(values: np.ndarray, rows: int) -> np.ndarray:
   """Returns `values` with zero (False) rows added up to `rows`."""
   missing = [(0, rows - len(values))] + [(0, 0)] * (values.ndim - 1)
   return np.pad(values, missing)
+
+
+def own_rows(mesh: Mesh) -> Callable[[int], Int[np.ndarray, ' rows']]:
+  """Returns the function from a batch size to this process's rows.
+
+  They are the rows that `place_batch` puts on the devices of this
+  process, in that order.  Over all processes every row comes once.  A mesh
+  need not follow the order of processes, so the rows need not be adjacent.
+  """
+  placement = batch_sharding(mesh)
+
+  def rows(batch_size: int) -> Int[np.ndarray, ' rows']:
+    found = placement.addressable_devices_indices_map((batch_size,))
+    parts = {
+      index[0].indices(batch_size)[:2]
+      for index in found.values()
+      if index is not None
+    }
+    return np.concatenate([np.arange(*part) for part in sorted(parts)])
+
+  return rows
+
+
+def place_rows(batch: Any, mesh: Mesh) -> Any:
+  """Returns a batch that every process holds whole as global arrays."""
+  rows = batch_sharding(mesh)
+  return place(batch, jax.tree.map(lambda _: rows, batch))
+
+
+def gather(tree: Any) -> Any:
+  """Returns device arrays as NumPy arrays, whole on every process."""
+
+  def whole(value: Any) -> Any:
+    if not isinstance(value, jax.Array) or value.is_fully_addressable:
+      return value
+    if value.is_fully_replicated:
+      return value
+    return multihost_utils.process_allgather(value, tiled=True)
+
+  return jax.device_get(jax.tree.map(whole, tree))

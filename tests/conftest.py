@@ -1,5 +1,7 @@
-"""Test set-up: eight CPU devices, no silent rank promotion, warm compiles."""
+"""Test set-up: eight CPU devices, no silent rank promotion, quick compiles."""
 
+import gc
+import importlib.metadata
 import os
 import pathlib
 
@@ -7,6 +9,12 @@ import pathlib
 _CACHE = pathlib.Path(__file__).parent.parent / '.pytest_cache' / 'jax'
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(_CACHE))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.1')
+# Compiling is most of the time of the tests.  Slower code takes a third of it;
+# the pipeline of v1 compiles as for a user (tests/pipelines).
+os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
+if importlib.metadata.version('jax').startswith('0.10.'):
+  # Later ones end the process: they do not know it.
+  os.environ.setdefault('XLA_FLAGS', '--xla_cpu_use_fusion_emitters=false')
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
 import jax  # noqa: E402
@@ -16,6 +24,39 @@ jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 _DEFAULT_DATA = pathlib.Path(__file__).parent.parent.parent / 'shared' / 'data'
+
+
+# What takes longest starts first, or one process would be left with it at the
+# end while the other has nothing to do.
+_FIRST = (
+  'pipelines/test_pipeline_tr.py',
+  'pipelines/test_pipeline_v1.py',
+  'multihost/test_two_processes.py',
+  'train/test_resume.py',
+)
+_HERE = pathlib.Path(__file__).parent
+assert all((_HERE / name).exists() for name in _FIRST), _FIRST
+
+
+def pytest_configure(config: pytest.Config) -> None:
+  # xdist would begin with the files of most tests; the longest have one.
+  if hasattr(config.option, 'loadscopereorder'):
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+  def place(item: pytest.Item) -> int:
+    name = item.path.relative_to(_HERE).as_posix()
+    return _FIRST.index(name) if name in _FIRST else len(_FIRST)
+
+  items.sort(key=place)
+
+
+def pytest_collection_finish() -> None:
+  # What was imported is never freed: a full collection need not look at it, and
+  # with what JAX keeps of every program it is a tenth of the time of the tests.
+  gc.freeze()
+  gc.set_threshold(20_000, 20, 50)
 
 
 @pytest.fixture(scope='session')

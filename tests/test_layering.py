@@ -15,12 +15,14 @@ _LEVELS = {
   'batch': 0,
   'workdir': 0,
   'accelerators': 0,
-  'sharding': 0.5,  # of the base, but reads config.MeshConfig
-  'distributed': 0.6,  # places rows on meshes
+  'distributed': 0,
+  'meshes': 0,
+  'sharding': 0.5,  # puts arrays on meshes
   'ops': 1,
   'losses': 1,
   'metrics': 1,
-  'session_rewards': 1.5,  # builds on metrics
+  'bootstrap': 1,
+  'session_rewards': 1.5,  # builds on bootstrap
   'item_rewards': 1.5,
   'semantic_ids': 1,
   'model': 2,

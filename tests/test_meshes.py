@@ -16,6 +16,7 @@ import pytest
 
 from onerec_jax import batch as batch_lib
 from onerec_jax import config
+from onerec_jax import meshes
 from onerec_jax import sharding
 from onerec_jax.model import onerec
 from onerec_jax.model import parameters
@@ -80,14 +81,6 @@ _MESHES: dict[str, tuple[config.MeshConfig, Callable[[Any], int] | None]] = {
   'slices': (config.MeshConfig(fsdp=2, expert=2, slices=2), lambda d: d.id % 2),
   'by_size': (config.MeshConfig(preset='by_size', expert=8), None),
 }
-
-
-@pytest.fixture(autouse=True, scope='module')
-def quick_compilation():
-  """Halves XLA's compile time, most of the time of these tests."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
 
 
 class _Stage(NamedTuple):
@@ -282,7 +275,7 @@ def _oracle(name):
 
 def _place(stage, name):
   settings, slice_of = _MESHES[name]
-  mesh = sharding.make_mesh(settings, slice_of=slice_of)
+  mesh = meshes.make_mesh(settings, slice_of=slice_of)
   names = parameters.logical_names(onerec.abstract_params(stage.make_model()))
   values = _starting_values(stage)
   shardings = sharding.parameter_shardings(mesh, names, values)

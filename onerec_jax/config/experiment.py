@@ -82,15 +82,16 @@ class SweepRow:
 
 @dataclasses.dataclass(frozen=True)
 class SweepConfig:
-  """Several variants on the same data, judged by one reward model."""
+  """Several variants on the same data, judged in the same way."""
 
   title: str = ''
   rows: tuple[SweepRow, ...] = ()
   seeds: tuple[int, ...] = (0,)
   base: str = ''  # row the others are compared to, pairwise
-  # Rows generate sessions that the session reward model judges, or items that
-  # the P-Score model does.
-  judge: Literal['sessions', 'items'] = 'sessions'
+  # sessions, items: rows generate sessions that the session reward model
+  # judges, or items that the P-Score model does.  next_item: rows rank the
+  # catalogue for the held-out item, beside the counting floors.
+  judge: Literal['sessions', 'items', 'next_item'] = 'sessions'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +109,7 @@ class MeshConfig:
   slices: int = 1
   # explicit: the sizes above, of which one may be -1 (the devices left).
   # by_size: data and fsdp from the number of devices; `expert` is the largest
-  # size wanted, so that one recipe fits every slice (`sharding.sizes_of`).
+  # size wanted, so that one recipe fits every slice (`meshes.sizes_of`).
   preset: Literal['explicit', 'by_size'] = 'explicit'
 
 

@@ -1,4 +1,4 @@
-"""T5-style encoder over the user's history tokens."""
+"""History as tokens of semantic IDs, and a T5-style encoder over them."""
 
 import functools
 from typing import NamedTuple
@@ -9,6 +9,7 @@ from flax import linen as nn
 from jaxtyping import Array
 from jaxtyping import Bool
 from jaxtyping import Float
+from jaxtyping import Int
 
 from onerec_jax import config as config_lib
 from onerec_jax.model import attention as attention_modules
@@ -16,6 +17,7 @@ from onerec_jax.model import layers
 from onerec_jax.model import parameters
 from onerec_jax.ops import attention
 from onerec_jax.ops import dropout
+from onerec_jax.semantic_ids import vocabulary as vocabulary_lib
 
 # Dropout sites of one layer: attention weights, attention output, hidden
 # units, feed-forward output.
@@ -113,3 +115,42 @@ class HistoryEncoder(nn.Module):
     x = drop(self.final_norm(x), None if ends is None else ends[1])
     # Zeros make a fully masked history add nothing to the decoder.
     return Encoded(jnp.where(mask[..., None], x, 0), mask)
+
+
+def history_tokens(
+  vocabulary: vocabulary_lib.Vocabulary,
+  codes: Int[Array, 'B N L'],
+  mask: Bool[Array, 'B N'],
+  user: Int[Array, ' B'],
+  *,
+  separator: bool,
+) -> tuple[Int[Array, 'B S'], Bool[Array, 'B S']]:
+  """Returns the encoder's tokens and their mask.
+
+  [user bucket,] s_1^1 … s_1^L [SEP] s_2^1 …; padding is PAD and masked.
+
+  Args:
+    vocabulary: of codes and user buckets.
+    codes: of the history, oldest first. [B, N, L]
+    mask: False: padding. [B, N]
+    user: dense; read with user buckets only. [B]
+    separator: whether SEP ends every item.
+  """
+  batch = codes.shape[0]
+  tokens = vocabulary.tokens(codes)
+  if separator:
+    end = jnp.full_like(tokens[..., :1], vocabulary_lib.SEP)
+    tokens = jnp.concatenate([tokens, end], axis=-1)
+  tokens = jnp.where(mask[..., None], tokens, vocabulary_lib.PAD)
+  token_mask = jnp.repeat(mask, tokens.shape[-1], axis=1)
+  tokens = tokens.reshape(batch, -1)
+  if vocabulary.user_buckets:
+    # Fibonacci hashing: neighbouring user ids spread over the buckets.
+    mixed = (user.astype(jnp.uint32) * jnp.uint32(0x9E3779B1)) >> 8
+    bucket = mixed % jnp.uint32(vocabulary.user_buckets)
+    first = vocabulary.user_offset + bucket.astype(tokens.dtype)
+    tokens = jnp.concatenate([first[:, None], tokens], axis=1)
+    token_mask = jnp.concatenate(
+      [jnp.ones((batch, 1), bool), token_mask], axis=1
+    )
+  return tokens, token_mask

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from onerec_jax import config as config_lib
 from onerec_jax.model import layers
 from onerec_jax.model import parameters
+from onerec_jax.ops import expert_parallel
 from onerec_jax.ops import moe
 
 _EXPERT_AXIS = 'expert'  # mesh axis the expert weights are split over
@@ -91,7 +92,7 @@ class MoEFeedForward(nn.Module):
     )
     dropped = jnp.zeros(())
     if self.mesh is not None and self.mesh.size > 1:
-      y, dropped = moe.sharded_experts(
+      y, dropped = expert_parallel.sharded_experts(
         tokens,
         routing,
         weights,

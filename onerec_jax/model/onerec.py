@@ -21,6 +21,7 @@ from jaxtyping import Int
 from onerec_jax import batch as batch_lib
 from onerec_jax import config as config_lib
 from onerec_jax.model import decoder as decoder_module
+from onerec_jax.model import encoder_input
 from onerec_jax.model import history_encoder
 from onerec_jax.model import layers
 from onerec_jax.model import moe
@@ -37,30 +38,6 @@ RouterStats = moe.RouterStats
 
 # Dropout sites of the four stack ends: input and output of both stacks.
 _ENDS = 4
-
-
-class EncoderInput(NamedTuple):
-  """What is known of a user; made by `encoder_input`."""
-
-  codes: Int[Array, 'B N L']  # of the history, oldest first, pads at the end
-  mask: Bool[Array, 'B N']  # False: padding
-  user: Int[Array, ' B']  # dense; read with user buckets only
-  # Read with encoder='pathways' only, which in turn reads no codes and mask.
-  context: batch_lib.UserContext | None = None
-  catalogue: batch_lib.Catalogue | None = None
-
-
-def encoder_input(
-  users: batch_lib.SessionBatch, catalogue: batch_lib.Catalogue
-) -> EncoderInput:
-  """Returns what the encoder reads of a batch; filler rows know nothing."""
-  return EncoderInput(
-    catalogue.codes[users.history_items],
-    users.history_mask & users.example_mask[:, None],
-    users.user,
-    users.context,
-    catalogue,
-  )
 
 
 class OneRecOutput(NamedTuple):
@@ -166,38 +143,9 @@ class OneRec(nn.Module):
     """Returns the rows of the decoder, which are the last ones."""
     return router_bias[-self.config.decoder_layers :]
 
-  def history_tokens(
-    self,
-    codes: Int[Array, 'B N L'],
-    mask: Bool[Array, 'B N'],
-    user: Int[Array, ' B'],
-  ) -> tuple[Int[Array, 'B S'], Bool[Array, 'B S']]:
-    """Returns the encoder's tokens and their mask.
-
-    [user bucket,] s_1^1 … s_1^L [SEP] s_2^1 …; padding is PAD and masked.
-    """
-    batch = codes.shape[0]
-    tokens = self.vocabulary.tokens(codes)
-    if self.config.history_separator:
-      separator = jnp.full_like(tokens[..., :1], vocabulary_lib.SEP)
-      tokens = jnp.concatenate([tokens, separator], axis=-1)
-    tokens = jnp.where(mask[..., None], tokens, vocabulary_lib.PAD)
-    token_mask = jnp.repeat(mask, tokens.shape[-1], axis=1)
-    tokens = tokens.reshape(batch, -1)
-    if self.vocabulary.user_buckets:
-      # Fibonacci hashing: neighbouring user ids spread over the buckets.
-      mixed = (user.astype(jnp.uint32) * jnp.uint32(0x9E3779B1)) >> 8
-      bucket = mixed % jnp.uint32(self.vocabulary.user_buckets)
-      first = self.vocabulary.user_offset + bucket.astype(tokens.dtype)
-      tokens = jnp.concatenate([first[:, None], tokens], axis=1)
-      token_mask = jnp.concatenate(
-        [jnp.ones((batch, 1), bool), token_mask], axis=1
-      )
-    return tokens, token_mask
-
   def _encode(
     self,
-    inputs: EncoderInput,
+    inputs: encoder_input.EncoderInput,
     router_bias: jax.Array | None,
     seeds: Any,
     *,
@@ -205,8 +153,12 @@ class OneRec(nn.Module):
   ) -> tuple[Encoded, RouterStats | None]:
     if self.config.encoder == 'pathways':
       return self._encode_pathways(inputs, router_bias, seeds, exchange)
-    tokens, token_mask = self.history_tokens(
-      inputs.codes, inputs.mask, inputs.user
+    tokens, token_mask = history_encoder.history_tokens(
+      self.vocabulary,
+      inputs.codes,
+      inputs.mask,
+      inputs.user,
+      separator=self.config.history_separator,
     )
     x = self._embed(tokens)
     if self.config.history_recency:
@@ -216,7 +168,7 @@ class OneRec(nn.Module):
 
   def _encode_pathways(
     self,
-    inputs: EncoderInput,
+    inputs: encoder_input.EncoderInput,
     router_bias: jax.Array | None,
     seeds: Any,
     exchange: Literal['all_gather', 'all_to_all'],
@@ -225,7 +177,7 @@ class OneRec(nn.Module):
     if context is None or catalogue is None or catalogue.features is None:
       raise ValueError(
         "encoder='pathways' reads the users' context and the items' features:"
-        ' make the input by encoder_input(), from batches with a context.'
+        ' make the input by encoder_input.of_batch, of batches with a context.'
       )
 
     def item_vectors(items: jax.Array) -> jax.Array:
@@ -251,7 +203,7 @@ class OneRec(nn.Module):
 
   def encode(
     self,
-    inputs: EncoderInput,
+    inputs: encoder_input.EncoderInput,
     router_bias: Float[Array, 'layers E'] | None = None,
     *,
     deterministic: bool = True,
@@ -259,7 +211,7 @@ class OneRec(nn.Module):
     """Encodes users.
 
     Args:
-      inputs: of `encoder_input`.
+      inputs: of `encoder_input.of_batch`.
       router_bias: read by an encoder with experts only. [layers, E]
       deterministic: False: dropout, needs rngs={'dropout': key}.
 
@@ -272,7 +224,7 @@ class OneRec(nn.Module):
 
   def __call__(
     self,
-    inputs: EncoderInput,
+    inputs: encoder_input.EncoderInput,
     target_codes: Int[Array, 'B M L'],
     target_mask: Bool[Array, 'B M'],
     router_bias: Float[Array, 'layers E'],
@@ -282,7 +234,7 @@ class OneRec(nn.Module):
     """Predicts every code of the target session from the codes before it.
 
     Args:
-      inputs: of `encoder_input`.
+      inputs: of `encoder_input.of_batch`.
       target_codes: the session, pads at the end. [B, M, L]
       target_mask: False: padding, kept out of the experts. [B, M]
       router_bias: `initial_router_bias` or its updated value. [layers, E]
@@ -472,61 +424,6 @@ class OneRec(nn.Module):
     return jax.nn.log_softmax(self._logits(x, level), axis=-1), cache
 
 
-def _any_input(model: OneRec, rows: int) -> EncoderInput:
-  """Returns an input of the right structure, all zeros."""
-  levels, p = model.vocabulary.levels, model.config.pathways
-  integer = jnp.int32
-
-  def zeros(*shape: int, dtype: Any = integer) -> jax.Array:
-    return jnp.zeros((rows, *shape), dtype)
-
-  context = catalogue = None
-  if model.config.encoder == 'pathways' and model.sizes is not None:
-
-    def events(length: int, clusters: bool = False) -> Any:
-      averaged = sum(f.average for f in p.item_features)
-      values = max(
-        (f.max_values for f in p.item_features if f.average), default=0
-      )
-      return batch_lib.EventSequence(
-        items=zeros(length),
-        mask=zeros(length, dtype=bool),
-        age=zeros(length),
-        numbers=zeros(length, len(p.event_features)),
-        labels=zeros(length, len(p.labels), dtype=jnp.float32),
-        label_mask=zeros(length, len(p.labels), dtype=bool),
-        categories=zeros(length, averaged, values) if clusters else None,
-        category_weights=(
-          zeros(length, averaged, values, dtype=jnp.float32)
-          if clusters
-          else None
-        ),
-      )
-
-    context = batch_lib.UserContext(
-      features=zeros(len(p.user_features)),
-      short=events(p.short_length) if p.short_length else None,
-      positive=events(p.positive_length) if p.positive_length else None,
-      lifelong=events(p.lifelong_length, True) if p.lifelong_length else None,
-    )
-    items = model.sizes.num_items
-    catalogue = batch_lib.Catalogue(
-      jnp.zeros((items, levels), integer),
-      batch_lib.ItemFeatures(
-        tuple(
-          jnp.zeros((items, f.max_values), integer) for f in p.item_features
-        )
-      ),
-    )
-  return EncoderInput(
-    zeros(1, levels),
-    jnp.ones((rows, 1), bool),
-    zeros(),
-    context,
-    catalogue,
-  )
-
-
 def abstract_params(model: OneRec) -> Any:
   """Returns the tree of `parameters.Parameter` boxes without computing any."""
   levels, items = model.vocabulary.levels, model.items_per_session
@@ -535,7 +432,7 @@ def abstract_params(model: OneRec) -> Any:
   variables = jax.eval_shape(
     lambda key: model.init(
       key,
-      _any_input(model, batch),
+      encoder_input.zeros(model.config, model.sizes, levels=levels, rows=batch),
       jnp.zeros((batch, items, levels), integer),
       jnp.ones((batch, items), bool),
       jnp.asarray(initial_router_bias(model.config)),

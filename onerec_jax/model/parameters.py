@@ -64,12 +64,27 @@ def declare(
 
   Returns:
     The unboxed value.
+  Raises:
+    ValueError: shape and names differ in length, or the parameters given to
+      `apply` have another shape.
   """
   if len(shape) != len(names):
     raise ValueError(
       f'Parameter {name!r} has shape {shape} but logical axes {names}; give'
       ' one name or None per dimension.'
     )
+  if not module.is_initializing() and module.has_variable('params', name):
+    # module.param would trace `make` for its shape, at every read: more than a
+    # quarter of the time of tracing a model.
+    value = module.get_variable('params', name)
+    value = value.unbox() if _is_box(value) else value
+    if tuple(value.shape) != shape:
+      raise ValueError(
+        f'Parameter {"/".join((*module.path, name))} has shape'
+        f' {tuple(value.shape)}, but the settings of the model make it'
+        f' {shape}: use those that the parameters were made with.'
+      )
+    return jax.numpy.asarray(value)
 
   def make(key: jax.Array) -> Parameter:
     if initializer.kind == 'ones':

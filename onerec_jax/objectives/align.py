@@ -18,6 +18,7 @@ from jaxtyping import Int
 from onerec_jax import batch as batch_lib
 from onerec_jax import config
 from onerec_jax.losses import preference as losses
+from onerec_jax.model import encoder_input
 from onerec_jax.model import onerec
 from onerec_jax.objectives import base
 from onerec_jax.objectives import pretrain
@@ -64,7 +65,7 @@ def make_score(model: onerec.OneRec, *, continue_items: int) -> Score:
       users.history_mask & users.example_mask[:, None],
       num_last=continue_items,
     )
-    inputs = onerec.encoder_input(users, catalogue)
+    inputs = encoder_input.of_batch(users, catalogue)
     encoded = model.apply(
       variables,
       inputs._replace(codes=catalogue.codes[history.items], mask=history.mask),

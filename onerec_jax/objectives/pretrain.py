@@ -13,6 +13,7 @@ from onerec_jax import batch as batch_lib
 from onerec_jax import config
 from onerec_jax.losses import likelihood
 from onerec_jax.losses import router
+from onerec_jax.model import encoder_input
 from onerec_jax.model import onerec
 from onerec_jax.objectives import base
 
@@ -53,7 +54,7 @@ def make_objective(
     batch: batch_lib.SessionBatch,
     key: jax.Array | None,
   ) -> base.LossOutput:
-    inputs = onerec.encoder_input(batch, frozen['catalogue'])
+    inputs = encoder_input.of_batch(batch, frozen['catalogue'])
     target_mask = batch.target_mask & batch.example_mask[:, None]
     target_codes = frozen['catalogue'].codes[batch.target_items]  # [B, M, L]
     output = model.apply(

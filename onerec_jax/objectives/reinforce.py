@@ -19,6 +19,7 @@ from jaxtyping import Int
 from onerec_jax import batch as batch_lib
 from onerec_jax import config
 from onerec_jax.losses import policy as losses
+from onerec_jax.model import encoder_input
 from onerec_jax.model import onerec
 from onerec_jax.objectives import base
 from onerec_jax.objectives import pretrain
@@ -47,7 +48,7 @@ def make_encode(model: onerec.OneRec) -> Encode:
   ) -> onerec.Encoded:
     encoded = model.apply(
       {'params': params},
-      onerec.encoder_input(users, catalogue),
+      encoder_input.of_batch(users, catalogue),
       router_bias,
       method='encode',
     )

@@ -17,6 +17,7 @@ from etils import epath
 
 from onerec_jax import config as config_lib
 from onerec_jax import distributed
+from onerec_jax import sharding
 from onerec_jax import workdir as workdir_lib
 from onerec_jax.data import examples
 from onerec_jax.data import pipeline
@@ -242,7 +243,7 @@ class _Round:
     self, setup: training_setup.Setup, pairs: preference_pairs.Pairs
   ) -> loop.Result:
     e, policy = self._experiment, self._policy
-    own_rows = distributed.own_rows(policy.mesh)
+    own_rows = sharding.own_rows(policy.mesh)
     frozen: objective_lib.Frozen = {
       'catalogue': policy.catalogue,
       'reference_bias': policy.router_bias,

@@ -13,7 +13,6 @@ from jaxtyping import Int
 
 from onerec_jax import batch as batch_lib
 from onerec_jax import config
-from onerec_jax import distributed
 from onerec_jax import sharding
 from onerec_jax.data import examples
 from onerec_jax.data import pipeline
@@ -73,7 +72,7 @@ class SessionBeam:
     )
     items, valid, leaves = (
       np.asarray(x)
-      for x in distributed.gather(
+      for x in sharding.gather(
         (found.session_items, found.hypotheses.valid, found.hypotheses.leaves)
       )
     )

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool
 from jaxtyping import Int
 
+from onerec_jax import bootstrap
 from onerec_jax import metrics
 
 # Training frequency of the target, both ends included (peers' buckets).
@@ -44,9 +45,9 @@ def intervals(
 ) -> dict[str, dict[str, float]]:
   """Returns mean and 95 % bootstrap bounds of every figure in `values`."""
   table = np.stack(list(values.values()), axis=1)
-  draws = metrics.bootstrap_means(table, samples=samples, seed=seed)
+  draws = bootstrap.resampled_means(table, samples=samples, seed=seed)
   return {
-    name: metrics.interval_of(table[:, i], draws[:, i])._asdict()
+    name: bootstrap.interval_of(table[:, i], draws[:, i])._asdict()
     for i, name in enumerate(values)
   }
 
@@ -59,7 +60,7 @@ def differences(
   seed: int,
 ) -> dict[str, dict[str, float]]:
   """Returns the paired difference a - b of every figure of the same users."""
-  results = metrics.paired_differences(
+  results = bootstrap.paired_differences(
     np.stack(list(a.values()), axis=1),
     np.stack([b[name] for name in a], axis=1),
     samples=samples,

@@ -16,7 +16,7 @@ from etils import epath
 
 from onerec_jax import config
 from onerec_jax import distributed
-from onerec_jax import sharding
+from onerec_jax import meshes
 from onerec_jax import workdir as workdir_lib
 from onerec_jax.data import captions as captions_lib
 from onerec_jax.data import examples
@@ -163,7 +163,7 @@ def _align(
     captions,
     alignment=alignment,
     seed=experiment.seed,
-    mesh=sharding.make_mesh(experiment.mesh),
+    mesh=meshes.make_mesh(experiment.mesh),
     folder=workdir.stage('embed') / 'alignment',
     transitions=transitions,
   )

@@ -19,7 +19,6 @@ from etils import epath
 from jaxtyping import Float32
 
 from onerec_jax import config as config_lib
-from onerec_jax import distributed
 from onerec_jax import metrics
 from onerec_jax import sharding
 from onerec_jax.data import captions as captions_lib
@@ -98,7 +97,7 @@ def align(
     captions,
     batch_size=train_config.batch_size,
     seed=seed,
-    own_rows=distributed.own_rows(mesh),
+    own_rows=sharding.own_rows(mesh),
   )
   boxes = item_alignment.abstract_params(model)
   names = parameters.logical_names(boxes)

@@ -23,7 +23,6 @@ from jaxtyping import Key
 
 from onerec_jax import batch as batch_lib
 from onerec_jax import config
-from onerec_jax import distributed
 from onerec_jax import sharding
 from onerec_jax.data import examples
 from onerec_jax.data import pipeline
@@ -131,7 +130,7 @@ class ItemGenerator:
     )
     codes, present, legal, items = (
       np.asarray(x)
-      for x in distributed.gather(
+      for x in sharding.gather(
         (
           found.hypotheses.codes[:, :, 0],
           found.hypotheses.valid,
@@ -141,14 +140,14 @@ class ItemGenerator:
       )
     )
     generated = time.perf_counter()
-    scored = distributed.place_rows((codes, present), t.mesh)
-    log_probs = distributed.gather(
+    scored = sharding.place_rows((codes, present), t.mesh)
+    log_probs = sharding.gather(
       self._score(params, router_bias, encoded, *scored)
     )
     reference = np.zeros_like(log_probs)
     if self.needs_reference:
       encoded = self._encode(t.params, t.router_bias, t.catalogue, placed)
-      reference = distributed.gather(
+      reference = sharding.gather(
         self._score(t.params, t.router_bias, encoded, *scored)
       )
     return Outputs(

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from onerec_jax import bootstrap
 from onerec_jax import metrics
 from onerec_jax import workdir as workdir_lib
 from onerec_jax.data import catalog
@@ -108,7 +109,7 @@ def _ratio(
   """Returns mean(ours) / mean(theirs) with its interval, or None."""
   if not theirs.any():
     return None
-  draws = metrics.bootstrap_means(
+  draws = bootstrap.resampled_means(
     np.stack([ours, theirs], axis=1), samples=_RESAMPLES, seed=seed
   )
   draws = draws[draws[:, 1] > 0]

@@ -15,6 +15,7 @@ from absl import logging
 from onerec_jax import batch as batch_lib
 from onerec_jax import config as config_lib
 from onerec_jax import distributed
+from onerec_jax import meshes
 from onerec_jax import sharding
 from onerec_jax import workdir as workdir_lib
 from onerec_jax.data import batch_plan
@@ -60,7 +61,7 @@ def run(
     loop.NonFinite, contract.Mismatch, preemption.Preempted: see `loop.train`.
   """
   model_config, train = experiment.p_score_model, experiment.p_score
-  mesh = sharding.make_mesh(experiment.mesh)
+  mesh = meshes.make_mesh(experiment.mesh)
   sharding.check_batch_size(
     mesh, experiment.evaluate.batch_size, 'evaluate.batch_size'
   )
@@ -102,7 +103,7 @@ def run(
     len(parts.held_out.users),
   )
   # --- Train ---
-  own_rows = distributed.own_rows(mesh)
+  own_rows = sharding.own_rows(mesh)
   valid = _valid_batches(experiment, parts.held_out, contexts, own_rows)
   trained = setup.run(
     workdir.stage(STAGE),

@@ -15,7 +15,6 @@ from jaxtyping import Int
 
 from onerec_jax import batch as batch_lib
 from onerec_jax import config
-from onerec_jax import distributed
 from onerec_jax import sharding
 from onerec_jax import workdir as workdir_lib
 from onerec_jax.data import event_table
@@ -161,7 +160,7 @@ class PScoreModel:
     count, width = items.shape
     fused = [np.zeros((0, width), np.float32)]
     towers = [np.zeros((0, width, len(self.names)), np.float32)]
-    mine = distributed.own_rows(self._mesh)(self._rows)
+    mine = sharding.own_rows(self._mesh)(self._rows)
     for first in range(0, count, self._rows):
       real = first + mine < count
       rows = np.where(real, first + mine, 0)
@@ -174,7 +173,7 @@ class PScoreModel:
         ),
         self._mesh,
       )
-      found = distributed.gather(
+      found = sharding.gather(
         self._score(self._params, self._catalogue, context, user, candidates)
       )
       fused.append(found.p[: count - first])

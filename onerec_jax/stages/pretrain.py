@@ -18,7 +18,7 @@ from absl import logging
 
 from onerec_jax import batch as batch_lib
 from onerec_jax import config as config_lib
-from onerec_jax import distributed
+from onerec_jax import meshes
 from onerec_jax import metrics
 from onerec_jax import sharding
 from onerec_jax import workdir as workdir_lib
@@ -115,7 +115,7 @@ def run(
     loop.NonFinite, contract.Mismatch, preemption.Preempted: see `loop.train`.
   """
   train, data = experiment.pretrain, experiment.data
-  mesh = sharding.make_mesh(experiment.mesh)
+  mesh = meshes.make_mesh(experiment.mesh)
   sharding.check_batch_size(
     mesh, experiment.evaluate.batch_size, 'evaluate.batch_size'
   )
@@ -162,7 +162,7 @@ def run(
       data=data,
       train=train,
       seed=experiment.seed,
-      own_rows=distributed.own_rows(mesh),
+      own_rows=sharding.own_rows(mesh),
     ),
     frozen=learner.frozen,
     valid_batches=lambda: (batch for batch, _ in valid),
@@ -347,7 +347,7 @@ def _valid_batches(
       + experiment.evaluate.decoding.continue_items,
       items_per_session=experiment.data.sessions.items_per_session,
       max_examples=train.evaluate_examples,
-      own_rows=distributed.own_rows(mesh),
+      own_rows=sharding.own_rows(mesh),
     )
   )
   if not batches:

@@ -26,6 +26,7 @@ from etils import epath
 from onerec_jax import batch as batch_lib
 from onerec_jax import config
 from onerec_jax import distributed
+from onerec_jax import sharding
 from onerec_jax import workdir as workdir_lib
 from onerec_jax.data import catalog
 from onerec_jax.data import user_context
@@ -174,7 +175,7 @@ def _answer(
     )
   titles = catalog.item_titles(workdir.data)
   ids = catalog.item_ids(workdir.data)
-  mine = distributed.own_rows(trained.mesh)(recommender.batch_size)
+  mine = sharding.own_rows(trained.mesh)(recommender.batch_size)
   rows: list[dict[str, Any]] = []
   for start in range(0, len(requests), recommender.batch_size):
     part = requests[start : start + recommender.batch_size]

@@ -21,6 +21,7 @@ from onerec_jax import batch as batch_lib
 from onerec_jax import config as config_lib
 from onerec_jax import distributed
 from onerec_jax import item_rewards
+from onerec_jax import sharding
 from onerec_jax import workdir as workdir_lib
 from onerec_jax.data import catalog
 from onerec_jax.data import examples
@@ -158,7 +159,7 @@ class _Training:
     self._seed_model = seed_model
     self._folder = workdir.stage(STAGE)
     e, settings, mesh = experiment, experiment.reinforcement, seed_model.mesh
-    own_rows = distributed.own_rows(mesh)
+    own_rows = sharding.own_rows(mesh)
     self._plan = group_batches.GroupPlan(
       store.index.num_examples,
       batch_size=e.reinforce.batch_size,
@@ -279,7 +280,7 @@ class _Training:
       history_length=e.data.history_length,
       items_per_session=e.data.sessions.items_per_session,
       max_examples=e.reinforce.evaluate_examples,
-      own_rows=distributed.own_rows(self._seed_model.mesh),
+      own_rows=sharding.own_rows(self._seed_model.mesh),
     ):
       yield self._batches.without_groups(
         sessions,

@@ -12,7 +12,6 @@ from jaxtyping import Float
 from jaxtyping import Int
 
 from onerec_jax import config
-from onerec_jax import distributed
 from onerec_jax import sharding
 from onerec_jax import workdir as workdir_lib
 from onerec_jax.model import session_reward
@@ -128,7 +127,7 @@ class RewardModel:
       history_items, history_mask, self._history_length
     )
     parts = [np.zeros((0, items.shape[1], len(self.names)), np.float32)]
-    mine = distributed.own_rows(self._mesh)(self._rows)
+    mine = sharding.own_rows(self._mesh)(self._rows)
     for first in range(0, len(items), self._rows):
       rows = [
         sharding.fill_rows(x[first : first + self._rows], self._rows)[mine]
@@ -136,7 +135,7 @@ class RewardModel:
       ]
       placed = sharding.place_batch(rows, self._mesh)
       found = self._score(self._params, self._item_codes, *placed)
-      parts.append(distributed.gather(found)[: len(items) - first])
+      parts.append(sharding.gather(found)[: len(items) - first])
     scores = np.concatenate(parts)
     has_items = np.any(mask, axis=2, keepdims=True)
     return np.where(has_items, scores, np.float32(np.nan))

@@ -19,6 +19,7 @@ from etils import epath
 from onerec_jax import batch as batch_lib
 from onerec_jax import config
 from onerec_jax import distributed
+from onerec_jax import sharding
 from onerec_jax import workdir as workdir_lib
 from onerec_jax.data import examples
 from onerec_jax.data import pipeline
@@ -65,7 +66,7 @@ class Rollouts:
     self._history_length = history_length + rollout.continue_items
     shards = policy.mesh.size
     self._rows = -(-preference.rollout_batch_size // shards) * shards
-    self._mine = distributed.own_rows(policy.mesh)(self._rows)
+    self._mine = sharding.own_rows(policy.mesh)(self._rows)
     self._beam = beam_sessions.SessionBeam(policy, store, rollout)
     self._log_probs = jax.jit(
       objective_lib.make_score(
@@ -186,7 +187,7 @@ class Rollouts:
       params=policy.params,
       router_bias=policy.router_bias,
     )
-    history_items, history_mask = distributed.gather(
+    history_items, history_mask = sharding.gather(
       (found.placed.history_items, found.placed.history_mask)
     )
     items, legal = found.items, found.legal
@@ -271,7 +272,7 @@ class Rollouts:
     made = time.perf_counter()
     shape = items.shape[:2]
     pairs = self._with_reference(
-      distributed.place_rows(users, self._policy.mesh),
+      sharding.place_rows(users, self._policy.mesh),
       ids,
       items,
       mask & kept[:, None, None],
@@ -304,9 +305,9 @@ class Rollouts:
     """Returns the kept rows with the reference's log-probabilities."""
     policy = self._policy
     items = items.astype(np.int32)
-    candidates = distributed.place_rows((items, np.array(mask)), policy.mesh)
+    candidates = sharding.place_rows((items, np.array(mask)), policy.mesh)
     log_probs = np.asarray(
-      distributed.gather(
+      sharding.gather(
         self._log_probs(
           policy.params,
           policy.router_bias,

@@ -106,7 +106,7 @@ def train(
     embeddings,
     batch_size=train_config.batch_size,
     seed=seed,
-    own_rows=distributed.own_rows(mesh),
+    own_rows=sharding.own_rows(mesh),
   )
   model_state = distributed.broadcast(
     objective_lib.initial_state(model, embeddings)

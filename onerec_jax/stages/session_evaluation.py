@@ -21,8 +21,8 @@ from jaxtyping import Float
 from jaxtyping import Int
 
 from onerec_jax import config
-from onerec_jax import distributed
 from onerec_jax import session_rewards
+from onerec_jax import sharding
 from onerec_jax.data import examples
 from onerec_jax.data import pipeline
 from onerec_jax.stages import beam_sessions
@@ -133,7 +133,7 @@ class _Generator:
     )
     shards = trained.mesh.size
     self._rows = -(-batch_size // shards) * shards
-    self._mine = distributed.own_rows(trained.mesh)(self._rows)
+    self._mine = sharding.own_rows(trained.mesh)(self._rows)
     self._search = self._ranker = None
     if session_wise:
       self._search = beam_sessions.SessionBeam(trained, store, settings)

@@ -17,7 +17,7 @@ from absl import logging
 
 from onerec_jax import config as config_lib
 from onerec_jax import distributed
-from onerec_jax import sharding
+from onerec_jax import meshes
 from onerec_jax import workdir as workdir_lib
 from onerec_jax.data import catalog
 from onerec_jax.semantic_ids import collisions
@@ -74,7 +74,7 @@ def run(
     )
   categories = catalog.item_categories(workdir.data)
   folder = workdir.stage('tokenize')
-  mesh = sharding.make_mesh(experiment.mesh)
+  mesh = meshes.make_mesh(experiment.mesh)
 
   # --- Fit and encode ---
   if config.quantizer == 'rqvae':

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from onerec_jax import batch as batch_lib
 from onerec_jax import config
-from onerec_jax import distributed
+from onerec_jax import meshes
 from onerec_jax import sharding
 from onerec_jax import workdir as workdir_lib
 from onerec_jax.data import catalog
@@ -179,7 +179,7 @@ def check_model(
     ValueError: the devices do not make the configured mesh, for which `load`
       takes another one.
   """
-  sharding.sizes_of(experiment.mesh, jax.device_count())
+  meshes.sizes_of(experiment.mesh, jax.device_count())
   changed = contract.differences(
     config.to_dict(trained.experiment.model),
     config.to_dict(experiment.model),
@@ -209,8 +209,8 @@ def make_setup(
     train=train,
     mesh=trained.mesh,
     names=parameters.logical_names(onerec.abstract_params(trained.model)),
-    params=jax.tree.map(np.asarray, distributed.gather(trained.params)),
-    model_state=np.asarray(distributed.gather(trained.router_bias)),
+    params=jax.tree.map(np.asarray, sharding.gather(trained.params)),
+    model_state=np.asarray(sharding.gather(trained.router_bias)),
     semantic_ids=trained.ids.digest(),
   )
 
@@ -218,10 +218,10 @@ def make_setup(
 def make_mesh(wanted: config.MeshConfig) -> Mesh:
   """Returns the configured mesh, or all devices as data where it cannot be."""
   try:
-    return sharding.make_mesh(wanted)
+    return meshes.make_mesh(wanted)
   except ValueError as error:
     logging.info('%s Evaluating on all %d devices.', error, jax.device_count())
-    return sharding.make_mesh(config.MeshConfig())
+    return meshes.make_mesh(config.MeshConfig())
 
 
 # --- Teacher forcing --------------------------------------------------------
@@ -252,7 +252,7 @@ def teacher_forced(
   total: dict[str, batch_lib.Mean] = {}
   for batch in batches:
     placed = sharding.place_batch(batch, trained.mesh)
-    found = distributed.gather(
+    found = sharding.gather(
       step(trained.params, trained.router_bias, frozen, placed)
     )
     for name, value in found.items():
@@ -323,7 +323,7 @@ class Recommender:
     placed, excluded = sharding.place_batch((batch, excluded), t.mesh)
     if self._is_baseline:
       return self._rank(placed, excluded)
-    result = distributed.gather(
+    result = sharding.gather(
       self._function(
         t.params, t.router_bias, t.catalogue, t.trie, placed, excluded
       )
@@ -338,7 +338,7 @@ class Recommender:
 
   def _rank(self, placed: Any, excluded: Any) -> Answers:
     t = self._trained
-    result = distributed.gather(
+    result = sharding.gather(
       self._function(t.params, t.attributes, placed, excluded)
     )
     listed = np.asarray(result.valid).sum(axis=1)

@@ -1,12 +1,18 @@
 """Where the wall-clock time of a training goes, over all its restarts.
 
-Book-keeping of seconds only: the loop measures them, checkpoints carry them.
+Book-keeping of seconds only: the loop says what it does, checkpoints carry
+them.
 """
 
+import contextlib
 import os
 import pathlib
 import time
+from collections.abc import Callable
+from collections.abc import Iterator
 from collections.abc import Mapping
+
+from absl import logging
 
 # 'wait' (for data) is part of 'train'.  start: from the beginning of the
 # process, or the end of what it did before, to the first step.  checkpoint:
@@ -59,6 +65,93 @@ def figures(seconds: Mapping[str, float]) -> dict[str, float | None]:
     'checkpoint_seconds': seconds['checkpoint'],
     'data_wait_share': seconds['wait'] / max(seconds['train'], 1e-9),
   }
+
+
+class Book:
+  """The seconds of one run, written while it goes on.
+
+  Attributes:
+    seconds: of the whole run; see `NAMES`.
+    interval: since the last log line: 'train' and 'wait', which the whole gets
+      with that line, 'compile', and the model FLOPs of 'train'.
+  """
+
+  def __init__(
+    self,
+    clock: Callable[[], float],
+    *,
+    began: float | None,
+    compiled: Callable[[], float],
+  ):
+    """Opens an empty book.
+
+    Args:
+      clock: seconds.
+      began: clock() since which the time is this run's; None: since no stage
+        of this process has worked.
+      compiled: seconds compiled until now.
+    """
+    self.seconds = none_spent()
+    self.interval = {'train': 0.0, 'wait': 0.0, 'compile': 0.0, 'flops': 0.0}
+    self._clock = clock
+    self._began = unclaimed_since() if began is None else began
+    self._wall_before = 0.0  # of the processes before this one
+    self._compiled = compiled
+    self._compiled_booked = 0.0
+
+  def restore(
+    self, seconds: Mapping[str, float], interval: Mapping[str, float]
+  ) -> None:
+    """Continues the book of a checkpoint; call it before `begin`."""
+    self.seconds = {**none_spent(), **seconds}
+    self.interval = dict(interval)
+
+  def begin(self, last_wall_seconds: float) -> None:
+    """Books what the process before lost, and this one's time until now.
+
+    Args:
+      last_wall_seconds: of the last thing that is known of the run.
+    """
+    lost = max(last_wall_seconds - self.seconds['wall'], 0.0)
+    self.seconds['lost'] += lost
+    self.seconds['start'] += self._clock() - self._began
+    self._wall_before = self.seconds['wall'] + lost
+    self.measure_wall()
+
+  def measure_wall(self) -> None:
+    """Brings the wall time up to now."""
+    spent = self._clock() - self._began
+    self.seconds['wall'] = self._wall_before + spent
+
+  @contextlib.contextmanager
+  def spending(self, name: str) -> Iterator[None]:
+    """Books the time of the block, except what it compiled.
+
+    A block that raises is not booked.
+    """
+    self._book_compilation()
+    start, before = self._clock(), self.seconds['compile']
+    yield
+    self._book_compilation()
+    spent = self._clock() - start - (self.seconds['compile'] - before)
+    where = self.interval if name in self.interval else self.seconds
+    where[name] += spent
+
+  def _book_compilation(self) -> None:
+    total = self._compiled()
+    spent = total - self._compiled_booked
+    self._compiled_booked = total
+    if spent:
+      self.seconds['compile'] += spent
+      self.interval['compile'] += spent
+      logging.info('compiled in %.1f s', spent)
+
+  def end_interval(self) -> None:
+    """Adds the interval to the whole and begins another."""
+    for name in ('train', 'wait'):
+      self.seconds[name] += self.interval[name]
+    self.interval = dict.fromkeys(self.interval, 0.0)
+    self.measure_wall()
 
 
 # --- Since when ---------------------------------------------------------------

@@ -102,9 +102,6 @@ def _new_progress() -> dict[str, Any]:
   return {
     'finished_step': True,  # False: logging and validation of it are due
     'counts': {},
-    'seconds': goodput.none_spent(),  # of the whole run
-    # Since the last log line.
-    'interval': {'train': 0.0, 'wait': 0.0, 'compile': 0.0, 'flops': 0.0},
     'totals': None,  # sums since the last log line
     'best': None,
     'last_record': {},
@@ -153,9 +150,6 @@ class _Loop:
     self._stop = stop
     self._state = state
     self._progress = _new_progress()
-    self._clock = job.clock
-    self._began = goodput.unclaimed_since() if job.began is None else job.began
-    self._wall_before = 0.0  # seconds of the processes before this one
     self._profile = profile.Window(job.folder, job.train.profile_steps)
     self._totals: step_lib.Totals | None = None
     self._zeros: step_lib.Totals | None = None
@@ -173,7 +167,11 @@ class _Loop:
     self._eval_step = step_lib.CompiledPerShape(
       step_lib.make_eval_step(job.objective, mesh=job.mesh), clock=job.clock
     )
-    self._compiled_seconds = 0.0
+    self._book = goodput.Book(
+      job.clock,
+      began=job.began,
+      compiled=lambda: self._train_step.seconds + self._eval_step.seconds,
+    )
 
   # --- The loop ---
 
@@ -185,7 +183,7 @@ class _Loop:
       resume_step=step if self._progress['finished_step'] else step - 1,
       enabled=jax.process_index() == 0,
     )
-    self._book_start(self._writer.last_wall_seconds)
+    self._book.begin(self._writer.last_wall_seconds)
     try:
       if not self._progress['finished_step']:
         self._finish_step(step)
@@ -199,10 +197,9 @@ class _Loop:
         self._finish_step(step)
         if self._stop.requested():
           self._preempt(step)
-      start = self._clock()
-      self._saver.wait()
-      self._progress['seconds']['checkpoint'] += self._clock() - start
-      self._book_wall()
+      with self._book.spending('checkpoint'):
+        self._saver.wait()
+      self._book.measure_wall()
     finally:
       self._profile.close()
       self._writer.close()
@@ -212,7 +209,7 @@ class _Loop:
       final=self._progress['last_record'],
       best=self._progress['best'],
       counts=self._progress['counts'],
-      seconds=self._progress['seconds'],
+      seconds=self._book.seconds,
     )
 
   def _resume(self) -> int:
@@ -224,51 +221,36 @@ class _Loop:
     self._state = saved.state
     self._job.batches.set_state(saved.data)
     self._progress = saved.progress
-    self._progress['seconds'] = {
-      **goodput.none_spent(),
-      **saved.progress['seconds'],
-    }
+    self._book.restore(
+      self._progress.pop('seconds'), self._progress.pop('interval')
+    )
     step = int(saved.state.step)
     logging.info('continuing from the checkpoint of step %d', step)
     return step
 
-  def _book_start(self, last_wall_seconds: float) -> None:
-    """Books what the process before lost, and this one's time until now."""
-    seconds = self._progress['seconds']
-    lost = max(last_wall_seconds - seconds['wall'], 0.0)
-    seconds['lost'] += lost
-    seconds['start'] += self._clock() - self._began
-    self._wall_before = seconds['wall'] + lost
-    self._book_wall()
-
-  def _book_wall(self) -> None:
-    spent = self._clock() - self._began
-    self._progress['seconds']['wall'] = self._wall_before + spent
-
   def _one_step(self) -> None:
-    job, interval = self._job, self._progress['interval']
-    start = self._clock()
-    if job.prepare is not None:
-      job.prepare(self._state, self._stop.poll)
-      now = self._clock()
-      self._progress['seconds']['rollout'] += now - start
-      start = now
-    local = next(job.batches)
-    interval['wait'] += self._clock() - start
-    batch = sharding.place_batch(local, job.mesh)
-    if self._totals is None:
-      self._start_totals(batch)
-    if job.flops is not None:
-      interval['flops'] += job.flops(local) * jax.process_count()
-    self._state, self._totals = self._train_step(
-      self._state, self._totals, job.frozen, batch
-    )
-    compiled = self._compile_seconds()
-    interval['train'] += self._clock() - start - compiled
+    job, book = self._job, self._book
+    self._prepare()
+    with book.spending('train'):
+      with book.spending('wait'):
+        local = next(job.batches)
+      batch = sharding.place_batch(local, job.mesh)
+      if self._totals is None:
+        self._start_totals(batch)
+      if job.flops is not None:
+        book.interval['flops'] += job.flops(local) * jax.process_count()
+      self._state, self._totals = self._train_step(
+        self._state, self._totals, job.frozen, batch
+      )
+
+  def _prepare(self) -> None:
+    if self._job.prepare is not None:
+      with self._book.spending('rollout'):
+        self._job.prepare(self._state, self._stop.poll)
 
   def _start_totals(self, batch: Any) -> None:
     job, state = self._job, self._state
-    start = self._clock()
+    start = job.clock()
     zeros = step_lib.zero_totals(
       job.objective,
       state.params,
@@ -280,7 +262,7 @@ class _Loop:
     self._zeros = jax.device_get(zeros)
     saved = self._progress['totals']
     self._totals = zeros if saved is None else self._placed(saved)
-    self._train_step.seconds += self._clock() - start
+    self._train_step.seconds += job.clock() - start
 
   def _placed(self, leaves: Any) -> step_lib.Totals:
     """Returns fresh device sums from the leaves (lists) of host sums."""
@@ -293,17 +275,6 @@ class _Loop:
     return sharding.place(
       tree.unflatten(values), tree.unflatten([whole] * len(flat))
     )
-
-  def _compile_seconds(self) -> float:
-    """Returns the seconds compiled since the last call, and books them."""
-    total = self._train_step.seconds + self._eval_step.seconds
-    spent = total - self._compiled_seconds
-    self._compiled_seconds = total
-    if spent:
-      self._progress['seconds']['compile'] += spent
-      self._progress['interval']['compile'] += spent
-      logging.info('compiled in %.1f s', spent)
-    return spent
 
   # --- What follows a step ---
 
@@ -334,17 +305,16 @@ class _Loop:
 
   def _fetch_totals(self) -> step_lib.Totals:
     """Waits for the device and returns the sums; raises on a bad step."""
-    start = self._clock()
     if self._totals is None:  # nothing has run since the restart
-      if self._job.prepare is not None:
-        self._job.prepare(self._state, self._stop.poll)
-      batch_state = self._job.batches.get_state()
-      self._start_totals(
-        sharding.place_batch(next(self._job.batches), self._job.mesh)
-      )
-      self._job.batches.set_state(batch_state)
-    host = jax.device_get(self._totals)
-    self._progress['interval']['train'] += self._clock() - start
+      self._prepare()
+    with self._book.spending('train'):
+      if self._totals is None:
+        batch_state = self._job.batches.get_state()
+        self._start_totals(
+          sharding.place_batch(next(self._job.batches), self._job.mesh)
+        )
+        self._job.batches.set_state(batch_state)
+      host = jax.device_get(self._totals)
     if int(host.bad_step):
       self._stop_non_finite(host)
     return host
@@ -364,8 +334,7 @@ class _Loop:
 
   def _log_record(self, step: int, host: step_lib.Totals) -> dict[str, Any]:
     """Returns the record of the interval that ends, and begins another."""
-    job, progress = self._job, self._progress
-    interval, seconds = progress['interval'], progress['seconds']
+    job, progress, interval = self._job, self._progress, self._book.interval
     elapsed = max(interval['train'], 1e-9)
     record = log.summarize(host.metrics)
     record['learning_rate'] = float(job.optimizer.learning_rate(step - 1))
@@ -386,15 +355,11 @@ class _Loop:
       )
     if job.batches_per_epoch:
       record['epoch'] = step / job.batches_per_epoch
-    seconds['train'] += interval['train']
-    seconds['wait'] += interval['wait']
-    self._book_wall()
-    record['goodput'] = goodput.share(seconds)
-    record['wall_seconds'] = seconds['wall']
-    progress['interval'] = dict.fromkeys(interval, 0.0)
+    self._book.end_interval()
+    record['goodput'] = goodput.share(self._book.seconds)
+    record['wall_seconds'] = self._book.seconds['wall']
     progress['totals'] = None
-    zeros = jax.tree.leaves(self._zeros)
-    self._totals = self._placed(zeros)
+    self._totals = self._placed(jax.tree.leaves(self._zeros))
     return record
 
   def _write(self, step: int, record: dict[str, Any]) -> None:
@@ -414,26 +379,13 @@ class _Loop:
   def _validate(self, step: int) -> dict[str, Any]:
     """Returns validation figures, of the averaged parameters if there are."""
     job, state = self._job, self._state
-    start = self._clock()
     params = state.params if state.ema_params is None else state.ema_params
     record: dict[str, Any] = {}
-    if job.valid_batches is not None:
-      totals = self._placed(jax.tree.leaves(self._zeros))
-      for local in job.valid_batches():
-        self._stop.poll()
-        totals = self._eval_step(
-          totals,
-          params,
-          state.model_state,
-          job.frozen,
-          sharding.place_batch(local, job.mesh),
-        )
-      for name, value in log.summarize(jax.device_get(totals).metrics).items():
-        record[f'valid/{name}'] = value
-    if job.evaluate is not None:
-      record.update(job.evaluate(params, state.model_state, self._stop.poll))
-    spent = self._clock() - start - self._compile_seconds()
-    self._progress['seconds']['validate'] += spent
+    with self._book.spending('validate'):
+      if job.valid_batches is not None:
+        record.update(self._validation_loss(params))
+      if job.evaluate is not None:
+        record.update(job.evaluate(params, state.model_state, self._stop.poll))
     if not math.isfinite(record.get(job.best_metric, math.nan)):
       raise ValueError(
         f'Validation at step {step} gave {job.best_metric}='
@@ -441,6 +393,22 @@ class _Loop:
         f' checkpoint; there are {sorted(record)}.'
       )
     return record
+
+  def _validation_loss(self, params: Any) -> dict[str, Any]:
+    job = self._job
+    assert job.valid_batches is not None
+    totals = self._placed(jax.tree.leaves(self._zeros))
+    for local in job.valid_batches():
+      self._stop.poll()
+      totals = self._eval_step(
+        totals,
+        params,
+        self._state.model_state,
+        job.frozen,
+        sharding.place_batch(local, job.mesh),
+      )
+    found = log.summarize(jax.device_get(totals).metrics)
+    return {f'valid/{name}': value for name, value in found.items()}
 
   def _note_best(self, step: int, record: Mapping[str, Any]) -> bool:
     job, best = self._job, self._progress['best']
@@ -460,24 +428,25 @@ class _Loop:
   # --- Saving and stopping ---
 
   def _save(self, step: int, *, finished: bool = True) -> None:
-    start = self._clock()
-    host = jax.device_get(self._totals)
-    # A restart from this checkpoint must find the lines before it.
-    self._writer.flush()
-    self._book_wall()
-    progress = {
-      **self._progress,
-      'finished_step': finished,
-      'totals': [np.asarray(x).tolist() for x in jax.tree.leaves(host)],
-    }
-    self._saver.save(
-      step,
-      self._state,
-      data=self._job.batches.get_state(),
-      progress=progress,
-      best_step=(self._progress['best'] or {}).get('step'),
-    )
-    self._progress['seconds']['checkpoint'] += self._clock() - start
+    with self._book.spending('checkpoint'):
+      host = jax.device_get(self._totals)
+      # A restart from this checkpoint must find the lines before it.
+      self._writer.flush()
+      self._book.measure_wall()
+      progress = {
+        **self._progress,
+        'seconds': self._book.seconds,  # of the whole run
+        'interval': self._book.interval,
+        'finished_step': finished,
+        'totals': [np.asarray(x).tolist() for x in jax.tree.leaves(host)],
+      }
+      self._saver.save(
+        step,
+        self._state,
+        data=self._job.batches.get_state(),
+        progress=progress,
+        best_step=(self._progress['best'] or {}).get('step'),
+      )
 
   def _preempt(self, step: int, *, finished: bool = True) -> None:
     if self._totals is not None:  # else nothing was done since the restart

@@ -9,6 +9,7 @@ import pytest
 from onerec_jax import config
 from onerec_jax.data import reward_labels
 from onerec_jax.data import synthetic
+from onerec_jax.data import synthetic_optimum
 from onerec_jax.data import synthetic_rewards
 
 SIZE = config.SyntheticConfig(
@@ -275,7 +276,7 @@ def test_best_sessions_reach_the_best_of_all_sessions(names, least):
   quantiles = {'swt': 45.0, 'likes': 1.5}  # the best sessions saturate
   exclude = np.random.default_rng(6).random((8, 16)) < 0.3
   users = np.arange(8)
-  chosen = synthetic_rewards.best_sessions(
+  chosen = synthetic_optimum.best_sessions(
     world,
     users,
     num_items=3,
@@ -308,7 +309,7 @@ def test_the_logged_sessions_leave_room_for_alignment(world):
   items = synthetic_rewards.world_index(events['item_id'].to_list())
   shown = np.array([items[users == u][-5:] for u in range(60)])
   everyone = np.arange(60)
-  best = synthetic_rewards.best_sessions(
+  best = synthetic_optimum.best_sessions(
     world,
     everyone,
     num_items=5,
@@ -326,7 +327,7 @@ def test_a_catalogue_that_is_used_up_is_refused(world):
   exclude = np.zeros((2, 48), bool)
   exclude[1, 3:] = True
   with pytest.raises(ValueError, match='has 3 items left of 48'):
-    synthetic_rewards.best_sessions(
+    synthetic_optimum.best_sessions(
       world,
       np.arange(2),
       num_items=4,

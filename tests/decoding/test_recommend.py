@@ -12,6 +12,7 @@ from onerec_jax import batch as batch_lib
 from onerec_jax import config
 from onerec_jax.decoding import beam_search
 from onerec_jax.decoding import recommend
+from onerec_jax.model import encoder_input
 from onerec_jax.model import onerec
 from onerec_jax.model import parameters
 from onerec_jax.ops import history as history_ops
@@ -89,7 +90,7 @@ def _forced_log_probs(model, params, bias, item_codes, batch, sessions):
 
   output = jax.jit(functools.partial(model.apply, deterministic=True))(
     {'params': params},
-    onerec.EncoderInput(
+    encoder_input.EncoderInput(
       tile(item_codes[batch.history_items]),
       tile(batch.history_mask),
       tile(batch.user),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from onerec_jax import config as config_lib
+from onerec_jax.model import encoder_input
 from onerec_jax.model import onerec
 from onerec_jax.model import parameters
 from onerec_jax.semantic_ids import vocabulary as vocabulary_lib
@@ -39,7 +40,7 @@ class Case:
 
   def apply(self, params, *inputs, **options):
     """`model.apply` with the flat `inputs` packed as it takes them."""
-    packed = onerec.EncoderInput(*inputs[:3])
+    packed = encoder_input.EncoderInput(*inputs[:3])
     return self.model.apply({'params': params}, packed, *inputs[3:], **options)
 
   @functools.cached_property
@@ -99,14 +100,6 @@ def _make_case(
     jnp.asarray(generator.normal(0, 0.01, (2, EXPERTS)), jnp.float32),
   )
   return Case(model, params, inputs)
-
-
-@pytest.fixture(autouse=True, scope='package')
-def quick_compilation():
-  """Halves XLA's compile time, most of the time of these tests."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
 
 
 @pytest.fixture(scope='session')

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from onerec_jax import config
+from onerec_jax import meshes
 from onerec_jax import sharding
 from onerec_jax.model import item_alignment
 from onerec_jax.model import parameters
@@ -128,7 +129,7 @@ def test_dropout_needs_a_key(case):
 
 def test_every_parameter_has_a_place_on_a_mesh():
   boxes = item_alignment.abstract_params(_MODEL)
-  mesh = sharding.make_mesh(config.MeshConfig(data=4, fsdp=2))
+  mesh = meshes.make_mesh(config.MeshConfig(data=4, fsdp=2))
   shardings = sharding.parameter_shardings(
     mesh, parameters.logical_names(boxes), parameters.shapes(boxes)
   )

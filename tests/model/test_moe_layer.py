@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from onerec_jax import config
-from onerec_jax import sharding
+from onerec_jax import meshes
 from onerec_jax.model import moe
 from onerec_jax.model import parameters
 
@@ -42,7 +42,7 @@ def _run(exchange, mesh):
 
 @pytest.fixture(scope='module')
 def mesh():
-  return sharding.make_mesh(config.MeshConfig(expert=8))
+  return meshes.make_mesh(config.MeshConfig(expert=8))
 
 
 def test_slots_beyond_the_capacity_are_counted(mesh):

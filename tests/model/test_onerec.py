@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from onerec_jax import config as config_lib
+from onerec_jax.model import history_encoder
 from onerec_jax.model import onerec
 from onerec_jax.semantic_ids import vocabulary as vocabulary_lib
 
@@ -150,10 +150,11 @@ def test_recency_marks_how_many_items_ago_a_token_was(make_case):
 
 def test_history_tokens_by_hand():
   vocabulary = vocabulary_lib.Vocabulary((5, 7, 6), 10)
-  model = onerec.OneRec(config_lib.ModelConfig(), vocabulary, 1)
   codes = jnp.asarray([[[4, 6, 0], [1, 1, 1]]], jnp.int32)
   mask = jnp.asarray([[True, False]])
-  tokens, token_mask = model.history_tokens(codes, mask, jnp.asarray([0]))
+  tokens, token_mask = history_encoder.history_tokens(
+    vocabulary, codes, mask, jnp.asarray([0]), separator=True
+  )
   # User 0 hashes to bucket 0 = 3 + 18; levels start at 3, 8 and 15; SEP is 2.
   np.testing.assert_array_equal(tokens, [[21, 7, 14, 15, 2, 0, 0, 0, 0]])
   np.testing.assert_array_equal(token_mask, [[True] * 5 + [False] * 4])
@@ -161,10 +162,12 @@ def test_history_tokens_by_hand():
 
 def test_user_buckets_are_used_evenly():
   vocabulary = vocabulary_lib.Vocabulary((5, 7, 6), 10)
-  model = onerec.OneRec(config_lib.ModelConfig(), vocabulary, 1)
-  users = jnp.arange(2000)
-  tokens, _ = model.history_tokens(
-    jnp.zeros((2000, 1, 3), jnp.int32), jnp.ones((2000, 1), bool), users
+  tokens, _ = history_encoder.history_tokens(
+    vocabulary,
+    jnp.zeros((2000, 1, 3), jnp.int32),
+    jnp.ones((2000, 1), bool),
+    jnp.arange(2000),
+    separator=True,
   )
   counts = np.bincount(np.asarray(tokens[:, 0]) - 21, minlength=10)
   # Binomial(2000, 0.1): 200 +- 13; 5 sigma.

@@ -9,7 +9,9 @@ import pytest
 
 from onerec_jax import batch as batch_lib
 from onerec_jax import config
+from onerec_jax import meshes
 from onerec_jax import sharding
+from onerec_jax.model import encoder_input
 from onerec_jax.model import onerec
 from onerec_jax.model import parameters
 from onerec_jax.semantic_ids import vocabulary
@@ -122,7 +124,7 @@ def _call(model):
   def call(params, users, catalogue, targets, bias):
     return model.apply(
       {'params': params},
-      onerec.encoder_input(users, catalogue),
+      encoder_input.of_batch(users, catalogue),
       targets,
       jnp.ones(targets.shape[:2], bool),
       bias,
@@ -202,7 +204,7 @@ def test_decoding_step_by_step_equals_teacher_forcing(inputs, location):
     apply = lambda *args, method: model.apply(  # noqa: E731
       {'params': params}, *args, method=method
     )
-    inputs = onerec.encoder_input(users, catalogue)
+    inputs = encoder_input.of_batch(users, catalogue)
     encoded = apply(inputs, bias, method='encode')
     none = targets[:, :0]
     context = apply(
@@ -234,7 +236,7 @@ def test_sharded_model_equals_one_device(inputs):
   single = _model('both')
   params, bias = _params(single), _bias(single)
   want = _call(single)(params, users, catalogue, targets, bias)
-  mesh = sharding.make_mesh(config.MeshConfig(data=2, fsdp=2, expert=2))
+  mesh = meshes.make_mesh(config.MeshConfig(data=2, fsdp=2, expert=2))
   model = _model('both', mesh)
   names = parameters.logical_names(onerec.abstract_params(model))
   placed = sharding.place(

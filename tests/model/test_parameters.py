@@ -3,6 +3,8 @@
 import jax
 import numpy as np
 import pytest
+from flax import errors
+from flax import linen as nn
 
 from onerec_jax.model import onerec
 from onerec_jax.model import parameters
@@ -90,3 +92,38 @@ def test_plain_arrays_are_refused_where_boxes_are_expected():
 
 def test_count_adds_all_elements():
   assert parameters.count({'a': np.zeros((2, 3)), 'b': np.zeros(5)}) == 11
+
+
+class _Doubled(nn.Module):
+  """One parameter, declared once or twice."""
+
+  size: int
+  times: int = 1
+
+  @nn.compact
+  def __call__(self):
+    start = parameters.Initializer('ones')
+    return sum(
+      parameters.declare(self, 'scale', (self.size,), ('embed',), start)
+      for _ in range(self.times)
+    )
+
+
+def test_parameters_of_another_shape_are_refused():
+  params = {'params': {'scale': np.ones(3, np.float32)}}
+  np.testing.assert_array_equal(_Doubled(3).apply(params), np.ones(3))
+  with pytest.raises(
+    ValueError, match=r'scale has shape \(3,\).* make it \(4,\)'
+  ):
+    _Doubled(4).apply(params)
+
+
+def test_a_name_stands_for_one_parameter_of_a_module():
+  with pytest.raises(errors.NameInUseError):
+    _Doubled(3, times=2).init(jax.random.key(0))
+
+
+def test_reading_a_parameter_traces_nothing_of_its_start(monkeypatch):
+  params = {'params': {'scale': np.ones(3, np.float32)}}
+  monkeypatch.setattr(jax, 'eval_shape', None)
+  _Doubled(3).apply(params)

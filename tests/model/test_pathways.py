@@ -10,6 +10,7 @@ import pytest
 
 from onerec_jax import batch
 from onerec_jax import config
+from onerec_jax import meshes
 from onerec_jax import sharding
 from onerec_jax.model import parameters
 from onerec_jax.model import pathway_encoder
@@ -463,7 +464,7 @@ def gradients_of(case):
 
 def test_a_mesh_changes_neither_states_nor_load_nor_gradients(experts):
   want = gradients_of(experts)(experts.params, CONTEXT, FEATURES, BIAS)
-  mesh = sharding.make_mesh(config.MeshConfig(data=2, fsdp=2, expert=2))
+  mesh = meshes.make_mesh(config.MeshConfig(data=2, fsdp=2, expert=2))
   sharded = make_case(mesh=mesh, location='both')
   boxes = sharded.boxes
   shardings = sharding.parameter_shardings(

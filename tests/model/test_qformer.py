@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from onerec_jax import config
+from onerec_jax import meshes
 from onerec_jax import sharding
 from onerec_jax.model import parameters
 from onerec_jax.model import qformer
@@ -188,7 +189,7 @@ def test_bfloat16_stays_close_to_float32(case):
 
 def test_every_parameter_has_a_place_on_a_mesh():
   boxes = _boxes(_model())
-  mesh = sharding.make_mesh(config.MeshConfig(data=4, fsdp=2))
+  mesh = meshes.make_mesh(config.MeshConfig(data=4, fsdp=2))
   shardings = sharding.parameter_shardings(
     mesh, parameters.logical_names(boxes), parameters.shapes(boxes)
   )

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from onerec_jax import config
+from onerec_jax import meshes
 from onerec_jax import sharding
 from onerec_jax.model import parameters
 from onerec_jax.model import rqvae
@@ -157,7 +158,7 @@ def test_rows_do_not_see_each_other(case):
 
 def test_every_parameter_has_a_place_on_a_mesh():
   boxes = rqvae.abstract_params(_MODEL)
-  mesh = sharding.make_mesh(config.MeshConfig(data=4, fsdp=2))
+  mesh = meshes.make_mesh(config.MeshConfig(data=4, fsdp=2))
   shardings = sharding.parameter_shardings(
     mesh, parameters.logical_names(boxes), parameters.shapes(boxes)
   )

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from onerec_jax import config as config_lib
-from onerec_jax import sharding
-from onerec_jax.model import onerec
+from onerec_jax import meshes
+from onerec_jax.model import encoder_input
 
 _WIDTH, _ITEMS, _PREFIX = 3, 2, 2
 
@@ -31,7 +31,7 @@ def _score(case, codes, mask=None, prefix=None, prefix_mask=None, params=None):
 
   def score(params, history, history_mask, user, *rest):
     variables = {'params': params}
-    inputs = onerec.EncoderInput(history, history_mask, user)
+    inputs = encoder_input.EncoderInput(history, history_mask, user)
     encoded = case.model.apply(variables, inputs, method='encode')
     return case.model.apply(
       variables, encoded, *rest, method='session_log_probs'
@@ -123,7 +123,7 @@ def test_scores_have_finite_gradients_for_masked_sessions(case):
 
 
 def test_scores_are_the_same_on_eight_devices(case, make_case):
-  mesh = sharding.make_mesh(config_lib.MeshConfig(2, 2, 2))
+  mesh = meshes.make_mesh(config_lib.MeshConfig(2, 2, 2))
   sharded = make_case(items=_ITEMS + _PREFIX, mesh=mesh)
   codes = _sessions(case, 8, _WIDTH, _ITEMS)
   np.testing.assert_allclose(

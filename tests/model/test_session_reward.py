@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from onerec_jax import config as config_lib
+from onerec_jax import meshes
 from onerec_jax import sharding
 from onerec_jax.model import parameters
 from onerec_jax.model import session_reward
@@ -357,7 +358,7 @@ def test_dropout_depends_on_the_key_and_evaluation_has_none(params):
 
 
 def test_sharded_scores_equal_those_of_one_device(params):
-  mesh = sharding.make_mesh(config_lib.MeshConfig(data=2, fsdp=4))
+  mesh = meshes.make_mesh(config_lib.MeshConfig(data=2, fsdp=4))
   inputs = _inputs(batch=8)
   want = _logits(params, inputs)
   model = _model(mesh=mesh)

@@ -10,6 +10,7 @@ from etils import epath
 
 from onerec_jax import config
 from onerec_jax import distributed
+from onerec_jax import meshes
 from onerec_jax import sharding
 from onerec_jax.data import examples
 from onerec_jax.data import pipeline
@@ -57,20 +58,18 @@ def _share(folder):
 
   # As on a pod: neighbours in the mesh are not all of one process.
   devices = np.array(jax.devices()).reshape(2, 4).T.reshape(8, 1, 1)
-  mesh = jax.sharding.Mesh(devices, sharding.AXES)
-  own = distributed.own_rows(mesh)(16)
+  mesh = jax.sharding.Mesh(devices, meshes.AXES)
+  own = sharding.own_rows(mesh)(16)
   placed = sharding.place_batch(own.astype(np.int32), mesh)
   doubled = jax.jit(lambda x: 2 * x)(placed)
   start = np.full(3, jax.process_index() + 0.1)
   return {
     'own': own.tolist(),
     'epochs': _epochs(
-      epath.Path(folder) / 'train.arrayrecord', distributed.own_rows(mesh)
+      epath.Path(folder) / 'train.arrayrecord', sharding.own_rows(mesh)
     ),
-    'gathered': distributed.gather(doubled).tolist(),
-    'whole': distributed.gather(
-      distributed.place_rows(np.arange(8), mesh)
-    ).tolist(),
+    'gathered': sharding.gather(doubled).tolist(),
+    'whole': sharding.gather(sharding.place_rows(np.arange(8), mesh)).tolist(),
     'broadcast': distributed.broadcast({'start': start})['start'].tolist(),
     'agreed': distributed.from_main(lambda: [jax.process_index(), 'é' * 300]),
   }

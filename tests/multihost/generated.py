@@ -7,7 +7,6 @@ import jax
 import numpy as np
 
 from onerec_jax import config
-from onerec_jax import distributed
 from onerec_jax import sharding
 from onerec_jax import workdir as workdir_lib
 from onerec_jax.model import p_score
@@ -51,7 +50,7 @@ def generate(root, *, folder):
     history_length=experiment.data.history_length,
     multiple=model.mesh.size,
     seed=0,
-    own_rows=distributed.own_rows(model.mesh),
+    own_rows=sharding.own_rows(model.mesh),
   )
   for number, first in enumerate(range(0, 24, group_maker.rows)):
     taken = ids[first : min(first + group_maker.rows, 24)]

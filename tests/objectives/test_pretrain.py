@@ -7,6 +7,7 @@ import pytest
 
 from onerec_jax import batch as batch_lib
 from onerec_jax import config
+from onerec_jax.model import encoder_input
 from onerec_jax.model import onerec
 from onerec_jax.model import parameters
 from onerec_jax.objectives import base
@@ -97,7 +98,7 @@ def _token_losses(setup, batch):
   model, params, frozen = setup
   codes = np.asarray(frozen['catalogue'].codes)
   arrays = (
-    onerec.encoder_input(batch, frozen['catalogue']),
+    encoder_input.of_batch(batch, frozen['catalogue']),
     codes[batch.target_items],
     batch.target_mask,
     np.zeros((1, 4), np.float32),

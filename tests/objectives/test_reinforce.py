@@ -11,6 +11,7 @@ import pytest
 
 from onerec_jax import batch as batch_lib
 from onerec_jax import config
+from onerec_jax import meshes
 from onerec_jax import sharding
 from onerec_jax.model import onerec
 from onerec_jax.model import parameters
@@ -18,7 +19,7 @@ from onerec_jax.objectives import pretrain
 from onerec_jax.objectives import reinforce
 from onerec_jax.semantic_ids import vocabulary
 
-_NUM_ITEMS, _SIZES, _ROWS, _USERS, _G = 12, (4, 3), 8, 8, 5
+_SIZES, _ROWS, _USERS, _G = (4, 3), 8, 8, 5
 _MODEL = config.ModelConfig(
   embed_dim=8,
   num_heads=2,
@@ -35,14 +36,6 @@ _TRAIN = config.TrainConfig()
 _SETTINGS = config.ReinforceConfig(weight=3.0, format_weight=0.5)
 
 
-@pytest.fixture(autouse=True, scope='module')
-def quick_compilation():
-  """Halves XLA's compile time, most of the time of these tests."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
-
-
 def _model(mesh=None):
   return onerec.OneRec(
     config=_MODEL,
@@ -53,29 +46,12 @@ def _model(mesh=None):
 
 
 @pytest.fixture(scope='module')
-def setup():
+def setup(codes):
   model = _model()
-  rng = np.random.default_rng(0)
-  codes = np.stack([rng.integers(0, k, _NUM_ITEMS) for k in _SIZES], axis=1)
-  catalogue = batch_lib.Catalogue(jnp.asarray(codes, jnp.int32))
+  catalogue = batch_lib.Catalogue(jnp.asarray(codes))
   params = parameters.materialize(onerec.abstract_params(model), seed=0)
   bias = jnp.asarray(onerec.initial_router_bias(_MODEL))
   return model, params, catalogue, bias
-
-
-def _sessions(seed, rows, *, history):
-  rng = np.random.default_rng(seed)
-  draw = lambda width: rng.integers(0, _NUM_ITEMS, (rows, width), np.int32)  # noqa: E731
-  lengths = rng.integers(1, history + 1, (rows, 1))
-  return batch_lib.SessionBatch(
-    example_id=np.arange(rows, dtype=np.int32),
-    user=np.zeros(rows, np.int32),
-    history_items=draw(history),
-    history_mask=np.arange(history)[None] < lengths,
-    target_items=draw(1),
-    target_mask=np.ones((rows, 1), bool),
-    example_mask=np.ones(rows, bool),
-  )
 
 
 def _log_probs(setup, users, codes, params=None):
@@ -91,10 +67,10 @@ def _log_probs(setup, users, codes, params=None):
 
 
 @pytest.fixture(scope='module')
-def batch(setup):
+def batch(setup, make_sessions):
   """Groups of the policy itself: the last two users are filler."""
   rng = np.random.default_rng(3)
-  users = _sessions(2, _USERS, history=4)
+  users = make_sessions(2, _USERS, history=4)
   codes = np.stack([rng.integers(0, k, (_USERS, _G)) for k in _SIZES], axis=2)
   codes[1, 3:] = -1  # a group of three
   codes = codes.astype(np.int32)
@@ -107,7 +83,7 @@ def batch(setup):
   true = np.where(legal, 1 - rewards, np.nan).astype(np.float32)
   true[0] = np.nan
   return batch_lib.ReinforceBatch(
-    session=_sessions(1, _ROWS, history=3),
+    session=make_sessions(1, _ROWS, history=3),
     groups=batch_lib.GroupBatch(
       session=dataclasses.replace(users, example_mask=real),
       codes=codes,
@@ -378,7 +354,7 @@ def test_grpo_pays_for_leaving_the_seed_model(setup, batch):
 def test_loss_is_the_same_on_eight_devices(setup, batch):
   batch = _off_policy(batch)
   value, _, _ = _run(setup, batch)
-  mesh = sharding.make_mesh(config.MeshConfig(2, 2, 2))
+  mesh = meshes.make_mesh(config.MeshConfig(2, 2, 2))
   placed = sharding.place_batch(batch, mesh)
   sharded, _, _ = _run(setup, placed, model=_model(mesh))
   np.testing.assert_allclose(sharded, value, rtol=1e-5)

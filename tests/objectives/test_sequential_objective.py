@@ -10,6 +10,7 @@ import pytest
 
 from onerec_jax import batch as batch_lib
 from onerec_jax import config
+from onerec_jax import meshes
 from onerec_jax import sharding
 from onerec_jax.model import parameters
 from onerec_jax.model import sequential as model_lib
@@ -370,7 +371,7 @@ def test_filler_rows_change_nothing(kind):
 @pytest.mark.parametrize('kind', _KINDS)
 def test_eight_devices_compute_what_one_does(kind):
   """Dropout, masks and gathers do not depend on the mesh."""
-  mesh = sharding.make_mesh(config.MeshConfig(data=4, fsdp=2))
+  mesh = meshes.make_mesh(config.MeshConfig(data=4, fsdp=2))
   changes = {'dropout_rate': 0.4}
   batch = _batch()
   alone, gradients_alone = _evaluate(kind, batch, **changes)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from onerec_jax.ops import expert_parallel
 from onerec_jax.ops import expert_rows
 from onerec_jax.ops import moe
 
@@ -234,7 +235,7 @@ def _sharded(shape, *, run=None, exchange='all_gather', factor=1.0):
     shape, _AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3
   )
   return functools.partial(
-    moe.sharded_experts,
+    expert_parallel.sharded_experts,
     mesh=mesh,
     batch_axes=_AXES,
     expert_axis='expert',
@@ -343,7 +344,7 @@ def test_masked_tokens_take_no_room_and_pass_nothing_on():
 def test_capacity_is_a_multiple_of_eight_and_no_more_than_needed(
   tokens, factor, rows
 ):
-  found = moe.capacity(
+  found = expert_parallel.capacity(
     tokens, top_k=2, devices=8, experts_per_device=1, factor=factor
   )
   assert found == rows

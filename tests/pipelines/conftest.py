@@ -17,13 +17,23 @@ def smoke_recipe():
 
 @pytest.fixture
 def onerec():
-  """Returns the function that runs a command in a folder, for its output."""
+  """Returns the function that runs a command in a folder, for its output.
 
-  def run(*args: str, folder: pathlib.Path) -> str:
+  It compiles as for a user, or with quick=True as other tests do.
+  """
+
+  def run(*args: str, folder: pathlib.Path, quick: bool = False) -> str:
+    environment = {
+      **os.environ,
+      'JAX_PLATFORMS': 'cpu',
+      'PYTHONPATH': str(_ROOT),
+    }
+    if not quick:
+      environment |= {'JAX_DISABLE_MOST_OPTIMIZATIONS': '0', 'XLA_FLAGS': ''}
     done = subprocess.run(
       [sys.executable, '-m', 'onerec_jax.main', *args],
       cwd=folder,
-      env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(_ROOT)},
+      env=environment,
       capture_output=True,
       text=True,
       timeout=900,

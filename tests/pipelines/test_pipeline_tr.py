@@ -14,7 +14,7 @@ def test_the_technical_reports_system_runs_from_raw_events(
     f'--config={smoke_recipe}:tr',
     '--workdir=run',
   )
-  onerec(*run, folder=tmp_path)
+  onerec(*run, folder=tmp_path, quick=True)
   folder = tmp_path / 'run'
   results = {
     path.parent.name: json.loads(path.read_text())
@@ -33,10 +33,11 @@ def test_the_technical_reports_system_runs_from_raw_events(
   for title in ('P-Score model', 'Generated items', 'Reinforcement'):
     assert title in page
 
-  again = onerec(*run, folder=tmp_path)
+  again = onerec(*run, folder=tmp_path, quick=True)
   assert again.count('already complete, skipped') == 8
 
   shown = onerec(
-    'recommend', '--workdir=run', '--users=user1', '--top_k=3', folder=tmp_path
-  )
+    'recommend', '--workdir=run', '--users=user1', '--top_k=3',
+    folder=tmp_path, quick=True,
+  )  # fmt: skip
   assert 'User user1' in shown

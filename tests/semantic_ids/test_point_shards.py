@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from onerec_jax import config as config_lib
+from onerec_jax import meshes
 from onerec_jax import sharding
 from onerec_jax.semantic_ids import balanced_kmeans
 from onerec_jax.semantic_ids import kmeans
@@ -30,7 +31,7 @@ _RULES = {
 
 @pytest.fixture(scope='module')
 def mesh():
-  return sharding.make_mesh(config_lib.MeshConfig(2, 2, 2))
+  return meshes.make_mesh(config_lib.MeshConfig(2, 2, 2))
 
 
 def _points(num_points, dim=4, seed=0):

@@ -1,11 +1,19 @@
-"""A finished tiny run: real data files, an untrained but saved model."""
+"""A finished tiny run: real data files, an untrained but saved model.
+
+And what reads a report.
+"""
 
 import dataclasses
+import html.parser
+import importlib.util
+import pathlib
+import shutil
 
 import numpy as np
 import pytest
 
 from onerec_jax import config
+from onerec_jax import meshes
 from onerec_jax import sharding
 from onerec_jax import workdir as workdir_lib
 from onerec_jax.data import catalog
@@ -14,6 +22,8 @@ from onerec_jax.model import parameters
 from onerec_jax.semantic_ids import table
 from onerec_jax.stages import prepare
 from onerec_jax.stages import pretrain
+from onerec_jax.stages import report_canvas
+from onerec_jax.stages import report_words
 from onerec_jax.train import checkpoints
 from onerec_jax.train import contract
 from onerec_jax.train import optimizer
@@ -92,7 +102,7 @@ def tiny_run(tmp_path_factory):
 
 def save_untrained(experiment, workdir, ids) -> None:
   """Saves a checkpoint of step 0 of the experiment's model."""
-  mesh = sharding.make_mesh(experiment.mesh)
+  mesh = meshes.make_mesh(experiment.mesh)
   boxes = onerec.abstract_params(pretrain.make_model(experiment, ids, mesh))
   names = parameters.logical_names(boxes)
   params = parameters.materialize(boxes, seed=experiment.seed)
@@ -122,6 +132,17 @@ def save_untrained(experiment, workdir, ids) -> None:
     saver.save(0, begin, data={}, progress={}, best_step=None)
 
 
+@pytest.fixture(scope='session')
+def copied():
+  """Function: workdir, folder that is not there -> the workdir's copy."""
+
+  def copy(workdir, folder):
+    shutil.copytree(workdir.root, folder)
+    return workdir_lib.Workdir(folder)
+
+  return copy
+
+
 @pytest.fixture
 def with_settings():
   """Returns a function that changes evaluate settings of an experiment."""
@@ -131,3 +152,77 @@ def with_settings():
     return dataclasses.replace(experiment, evaluate=evaluate)
 
   return change
+
+
+# --- Reports ----------------------------------------------------------------
+
+
+class Page(html.parser.HTMLParser):
+  """What a reader finds on a page.
+
+  Attributes:
+    open: tags that were never closed.
+    pictures: attributes of each.
+    headings: of the sections.
+    sections: ids of the sections.
+    jumps: ids that the links of the page lead to.
+    links: where it leads or loads from, in the page or outside.
+    text: all words.
+  """
+
+  def __init__(self, text: str):
+    super().__init__()
+    self.open, self.pictures, self.headings = [], [], []
+    self.sections, self.jumps, self.links = [], [], []
+    self._words = []
+    self.feed(text)
+    self.text = ' '.join(' '.join(self._words).split())
+
+  def handle_starttag(self, tag, attrs):
+    found = dict(attrs)
+    if tag not in ('meta', 'img'):
+      self.open.append(tag)
+    if tag == 'img':
+      self.pictures.append(found)
+    if tag == 'section':
+      self.sections.append(found['id'])
+    if tag == 'a':
+      self.jumps.append(found['href'].removeprefix('#'))
+    self.links += [found[k] for k in ('href', 'src') if k in found]
+
+  def handle_endtag(self, tag):
+    assert self.open.pop() == tag
+
+  def handle_data(self, data):
+    if self.open and self.open[-1] != 'style':
+      self._words.append(data)
+    if self.open and self.open[-1] == 'h2':
+      self.headings.append(data)
+
+
+@pytest.fixture(scope='session')
+def read_page():
+  """Function: HTML -> Page."""
+  return Page
+
+
+@pytest.fixture(scope='session')
+def aligned_run():
+  """Module that makes up what an aligned run leaves."""
+  path = pathlib.Path(__file__).parent / 'aligned_run.py'
+  spec = importlib.util.spec_from_file_location('aligned_run', path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+@pytest.fixture
+def coarse_pictures(monkeypatch):
+  monkeypatch.setattr(report_canvas, 'DPI', 40)
+
+
+@pytest.fixture
+def pictures(tmp_path):
+  """An empty set of pictures, in the report's folder below tmp_path."""
+  folder = workdir_lib.Workdir(tmp_path).stage('report')
+  return report_words.Pictures(folder)

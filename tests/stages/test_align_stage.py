@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from onerec_jax import config
-from onerec_jax import workdir as workdir_lib
 from onerec_jax.data import pipeline
 from onerec_jax.data import preference_pairs
 from onerec_jax.stages import align
@@ -69,35 +68,20 @@ def _experiment(tiny, **preference):
   )
 
 
-@pytest.fixture(autouse=True, scope='module')
-def quick_compilation():
-  """Halves XLA's compile time, most of the time of these tests."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
-
-
 @pytest.fixture(scope='module')
-def ready(tiny_run, tmp_path_factory):
+def ready(tiny_run, copied, tmp_path_factory):
   """(experiment, workdir) up to and including a reward model."""
   tiny, source = tiny_run
   experiment = _experiment(tiny)
-  root = tmp_path_factory.mktemp('align') / 'run'
-  shutil.copytree(source.root, root)
-  workdir = workdir_lib.Workdir(root)
+  workdir = copied(source, tmp_path_factory.mktemp('align') / 'run')
   workdir.finish('reward', reward.run(experiment, workdir))
   return experiment, workdir
 
 
-def _copy(workdir, folder):
-  shutil.copytree(workdir.root, folder)
-  return workdir_lib.Workdir(folder)
-
-
 @pytest.fixture(scope='module')
-def aligned(ready, tmp_path_factory):
+def aligned(copied, ready, tmp_path_factory):
   experiment, source = ready
-  workdir = _copy(source, tmp_path_factory.mktemp('aligned') / 'run')
+  workdir = copied(source, tmp_path_factory.mktemp('aligned') / 'run')
   result = align.run(experiment, workdir)
   workdir.finish('align', result)
   return experiment, workdir, result
@@ -184,10 +168,10 @@ def test_the_second_round_starts_from_and_refers_to_the_first(aligned):
   )
 
 
-def test_a_killed_run_ends_with_the_same_bits(ready, aligned, tmp_path):
+def test_a_killed_run_ends_with_the_same_bits(copied, ready, aligned, tmp_path):
   experiment, source = ready
   _, whole, _ = aligned
-  workdir = _copy(source, tmp_path / 'run')
+  workdir = copied(source, tmp_path / 'run')
   calls = iter(range(1000))
 
   class Killed(Exception):
@@ -241,7 +225,7 @@ def test_evaluation_shows_before_and_after(aligned):
     assert len(entry['codes']) == len(levels)
 
 
-def test_logged_pairs_need_no_reward_model(tiny_run, ready, tmp_path):
+def test_logged_pairs_need_no_reward_model(copied, tiny_run, ready, tmp_path):
   experiment = _experiment(
     tiny_run[0], pairs='logged', rounds=1, loss='sdpo', num_rejected=3
   )
@@ -250,7 +234,7 @@ def test_logged_pairs_need_no_reward_model(tiny_run, ready, tmp_path):
     stages=tuple(s for s in experiment.stages if s != 'reward'),
   )
   config.validate(experiment)
-  workdir = _copy(ready[1], tmp_path / 'run')
+  workdir = copied(ready[1], tmp_path / 'run')
   shutil.rmtree(workdir.folder('reward'))
   result = align.run(experiment, workdir)
   made = result['rounds'][0]['rollouts']
@@ -262,9 +246,11 @@ def test_logged_pairs_need_no_reward_model(tiny_run, ready, tmp_path):
   assert (lengths == lengths[:, :1]).all()
 
 
-def test_a_model_of_other_settings_cannot_be_the_reference(ready, tmp_path):
+def test_a_model_of_other_settings_cannot_be_the_reference(
+  copied, ready, tmp_path
+):
   experiment, source = ready
-  workdir = _copy(source, tmp_path / 'run')
+  workdir = copied(source, tmp_path / 'run')
   wider = dataclasses.replace(
     experiment, model=dataclasses.replace(experiment.model, mlp_dim=16)
   )
@@ -272,9 +258,9 @@ def test_a_model_of_other_settings_cannot_be_the_reference(ready, tmp_path):
     align.run(wider, workdir)
 
 
-def test_devices_that_do_not_make_the_mesh_are_refused(ready, tmp_path):
+def test_devices_that_do_not_make_the_mesh_are_refused(copied, ready, tmp_path):
   experiment, source = ready
-  workdir = _copy(source, tmp_path / 'run')
+  workdir = copied(source, tmp_path / 'run')
   other = dataclasses.replace(experiment, mesh=config.MeshConfig(fsdp=3))
   with pytest.raises(ValueError, match='does not cover 8 devices'):
     align.run(other, workdir)
@@ -289,9 +275,9 @@ def test_a_begun_round_cannot_be_lengthened(aligned):
     align.run(longer, workdir)
 
 
-def test_candidates_that_are_all_equal_are_an_error(ready, tmp_path):
+def test_candidates_that_are_all_equal_are_an_error(copied, ready, tmp_path):
   experiment, source = ready
-  workdir = _copy(source, tmp_path / 'run')
+  workdir = copied(source, tmp_path / 'run')
 
   def constant(self, history_items, history_mask, items, mask):
     del self, history_items, history_mask, mask
@@ -303,9 +289,9 @@ def test_candidates_that_are_all_equal_are_an_error(ready, tmp_path):
       align.run(experiment, workdir)
 
 
-def test_sigterm_while_pairs_are_made_stops_at_once(ready, tmp_path):
+def test_sigterm_while_pairs_are_made_stops_at_once(copied, ready, tmp_path):
   experiment, source = ready
-  workdir = _copy(source, tmp_path / 'run')
+  workdir = copied(source, tmp_path / 'run')
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(preemption.StopSignal, 'requested', lambda self: True)
     with pytest.raises(preemption.Preempted):

@@ -10,7 +10,7 @@ import pytest
 from etils import epath
 
 from onerec_jax import config
-from onerec_jax import sharding
+from onerec_jax import meshes
 from onerec_jax import workdir as workdir_lib
 from onerec_jax.data import captions as captions_lib
 from onerec_jax.data import catalog
@@ -44,7 +44,7 @@ _ALIGNMENT = config.ItemAlignmentConfig(
 )
 
 
-def _one_device(sizes, make_mesh=sharding.make_mesh):
+def _one_device(sizes, make_mesh=meshes.make_mesh):
   return make_mesh(sizes, jax.devices()[:1])
 
 
@@ -123,7 +123,7 @@ def _run(root, vectors, *, alignment=_ALIGNMENT, **data):
   )
   with pytest.MonkeyPatch.context() as patch:
     # Eight devices compile for longer; a test below uses several.
-    patch.setattr(sharding, 'make_mesh', _one_device)
+    patch.setattr(meshes, 'make_mesh', _one_device)
     result = embed.run(experiment, workdir)
   with workdir.embeddings.open('rb') as file, np.load(file) as stored:
     return result, stored['embeddings']
@@ -292,8 +292,7 @@ def test_few_pairs_are_one_batch_on_any_number_of_devices(inputs, tmp_path):
     triggers=pairs.triggers[:18], targets=pairs.targets[:18]
   )
   meshes = {
-    n: sharding.make_mesh(config.MeshConfig(), jax.devices()[:n])
-    for n in (1, 4)
+    n: meshes.make_mesh(config.MeshConfig(), jax.devices()[:n]) for n in (1, 4)
   }
   found = {
     n: _align(
@@ -314,7 +313,7 @@ def test_few_pairs_are_one_batch_on_any_number_of_devices(inputs, tmp_path):
 
 
 def test_a_batch_that_does_not_fit_the_mesh_names_the_setting(inputs, tmp_path):
-  mesh = sharding.make_mesh(config.MeshConfig())
+  mesh = meshes.make_mesh(config.MeshConfig())
   with pytest.raises(ValueError, match=r'use embed\.alignment\.batch_size=8 '):
     _align(inputs, tmp_path, mesh, batch_size=12)
 

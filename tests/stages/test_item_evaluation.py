@@ -8,7 +8,7 @@ import pytest
 
 from onerec_jax import batch
 from onerec_jax import config
-from onerec_jax import sharding
+from onerec_jax import meshes
 from onerec_jax import workdir as workdir_lib
 from onerec_jax.data import catalog
 from onerec_jax.data import examples
@@ -132,7 +132,7 @@ def test_a_model_is_asked_with_its_own_contexts_not_the_judges(
   nothing = [None] * len(trained_lib.Trained._fields)
   trained = trained_lib.Trained(*nothing)._replace(
     contexts=_contexts(7),
-    mesh=sharding.make_mesh(config.MeshConfig(), jax.devices()[:2]),
+    mesh=meshes.make_mesh(config.MeshConfig(), jax.devices()[:2]),
     experiment=_EXPERIMENT,
     params='theirs',
     router_bias='bias',

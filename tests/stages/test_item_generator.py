@@ -18,14 +18,6 @@ _ALL = 36  # IDs that two levels of six codes can form
 _SETTINGS = config.ReinforceConfig(group_size=_ALL, rollout_batch_size=8)
 
 
-@pytest.fixture(autouse=True, scope='module')
-def quick_compilation():
-  """Halves XLA's compile time, most of the time of these tests."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
-
-
 @pytest.fixture(scope='module')
 def ready(tiny_run):
   """Model, training examples and eight users, the last of them filler."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from onerec_jax import config
-from onerec_jax import sharding
+from onerec_jax import meshes
 from onerec_jax import workdir as workdir_lib
 from onerec_jax.data import catalog
 from onerec_jax.data import event_table
@@ -93,14 +93,6 @@ def _prepared(folder):
   return workdir, ids
 
 
-@pytest.fixture(autouse=True, scope='module')
-def quick_compilation():
-  """Halves XLA's compile time, most of the time of these tests."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
-
-
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
   """(workdir, ids, result) of a finished stage."""
@@ -111,7 +103,7 @@ def trained(tmp_path_factory):
 @pytest.fixture(scope='module')
 def loaded(trained):
   workdir, ids, _ = trained
-  mesh = sharding.make_mesh(config.MeshConfig())
+  mesh = meshes.make_mesh(config.MeshConfig())
   return p_score_model.load(_EXPERIMENT, workdir, ids, mesh, batch_size=8)
 
 
@@ -191,7 +183,7 @@ def test_an_interrupted_stage_ends_with_the_same_parameters(
     p_score.run(_EXPERIMENT, other)
   monkeypatch.undo()
   p_score.run(_EXPERIMENT, other)
-  mesh = sharding.make_mesh(config.MeshConfig())
+  mesh = meshes.make_mesh(config.MeshConfig())
   whole, resumed = (
     p_score_model.checkpoints.restore_for_evaluation(
       w.folder('p_score'), which='latest', mesh=mesh, ids_digest=ids.digest()
@@ -276,7 +268,7 @@ def test_an_item_outside_the_catalogue_is_an_error(loaded):
 
 def test_other_semantic_ids_are_refused(trained):
   workdir, _, _ = trained
-  mesh = sharding.make_mesh(config.MeshConfig())
+  mesh = meshes.make_mesh(config.MeshConfig())
   with pytest.raises(contract.Mismatch, match=r'delete .*p_score'):
     p_score_model.load(_EXPERIMENT, workdir, _ids(_NUM_ITEMS, turn=1), mesh)
 

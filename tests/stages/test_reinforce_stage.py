@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from onerec_jax import config
-from onerec_jax import workdir as workdir_lib
 from onerec_jax.data import group_batches
 from onerec_jax.data import rsft
 from onerec_jax.stages import group_supply
@@ -72,35 +71,20 @@ def _experiment(tiny, *, train=_TRAIN, **reinforcement):
   )
 
 
-@pytest.fixture(autouse=True, scope='module')
-def quick_compilation():
-  """Halves XLA's compile time, most of the time of these tests."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
-
-
 @pytest.fixture(scope='module')
-def ready(tiny_run, tmp_path_factory):
+def ready(tiny_run, copied, tmp_path_factory):
   """(experiment, workdir) up to and including a P-Score model."""
   tiny, source = tiny_run
   experiment = _experiment(tiny)
-  root = tmp_path_factory.mktemp('reinforce') / 'run'
-  shutil.copytree(source.root, root)
-  workdir = workdir_lib.Workdir(root)
+  workdir = copied(source, tmp_path_factory.mktemp('reinforce') / 'run')
   workdir.finish('p_score', p_score.run(experiment, workdir))
   return experiment, workdir
 
 
-def _copy(workdir, folder):
-  shutil.copytree(workdir.root, folder)
-  return workdir_lib.Workdir(folder)
-
-
 @pytest.fixture(scope='module')
-def reinforced(ready, tmp_path_factory):
+def reinforced(copied, ready, tmp_path_factory):
   experiment, source = ready
-  workdir = _copy(source, tmp_path_factory.mktemp('reinforced') / 'run')
+  workdir = copied(source, tmp_path_factory.mktemp('reinforced') / 'run')
   result = reinforce.run(experiment, workdir)
   workdir.finish('reinforce', result)
   return experiment, workdir, result
@@ -195,10 +179,10 @@ def test_rewards_are_those_of_the_groups_own_users(reinforced):
 
 
 def test_a_run_killed_in_an_interval_ends_with_the_same_bits(
-  ready, reinforced, tmp_path, monkeypatch
+  copied, ready, reinforced, tmp_path, monkeypatch
 ):
   experiment, source = ready
-  workdir = _copy(source, tmp_path / 'run')
+  workdir = copied(source, tmp_path / 'run')
 
   class Killed(Exception):
     pass
@@ -232,26 +216,32 @@ def test_a_run_killed_in_an_interval_ends_with_the_same_bits(
     np.testing.assert_array_equal(a, b)
 
 
-def test_a_model_of_other_settings_cannot_be_reinforced(ready, tmp_path):
+def test_a_model_of_other_settings_cannot_be_reinforced(
+  copied, ready, tmp_path
+):
   experiment, source = ready
   wider = dataclasses.replace(
     experiment, model=dataclasses.replace(experiment.model, mlp_dim=16)
   )
   with pytest.raises(contract.Mismatch, match=r'model\.mlp_dim: 8 -> 16'):
-    reinforce.run(wider, _copy(source, tmp_path / 'run'))
+    reinforce.run(wider, copied(source, tmp_path / 'run'))
 
 
-def test_without_a_p_score_model_it_says_which_stage_to_run(ready, tmp_path):
+def test_without_a_p_score_model_it_says_which_stage_to_run(
+  copied, ready, tmp_path
+):
   experiment, source = ready
-  workdir = _copy(source, tmp_path / 'run')
+  workdir = copied(source, tmp_path / 'run')
   shutil.rmtree(workdir.folder('p_score'))
   with pytest.raises(FileNotFoundError, match="'p_score'"):
     reinforce.run(experiment, workdir)
 
 
-def test_groups_that_teach_nothing_stop_the_run(ready, tmp_path, monkeypatch):
+def test_groups_that_teach_nothing_stop_the_run(
+  copied, ready, tmp_path, monkeypatch
+):
   experiment, source = ready
-  workdir = _copy(source, tmp_path / 'run')
+  workdir = copied(source, tmp_path / 'run')
   experiment = dataclasses.replace(
     experiment,
     reinforcement=dataclasses.replace(

@@ -1,7 +1,6 @@
 """Stage report: complete, self-contained, and never in the way."""
 
 import dataclasses
-import html.parser
 import json
 import re
 
@@ -37,33 +36,8 @@ _RECORDS = [
 ]
 
 
-class _Page(html.parser.HTMLParser):
-  """Collects pictures, links and the text of a page."""
-
-  def __init__(self, text):
-    super().__init__()
-    self.pictures, self.links, self.words, self.open = [], [], [], []
-    self.feed(text)
-    self.text = ' '.join(' '.join(self.words).split())
-
-  def handle_starttag(self, tag, attributes):
-    found = dict(attributes)
-    if tag not in ('meta', 'img'):
-      self.open.append(tag)
-    if tag == 'img':
-      self.pictures.append(found)
-    self.links += [found[k] for k in ('href', 'src') if k in found]
-
-  def handle_endtag(self, tag):
-    assert self.open.pop() == tag
-
-  def handle_data(self, data):
-    if self.open and self.open[-1] != 'style':
-      self.words.append(data)
-
-
 @pytest.fixture(scope='module')
-def full_page(tiny_run):
+def full_page(tiny_run, read_page):
   """(workdir, result, page) of a run in which every stage has a result."""
   experiment, workdir = tiny_run
   workdir.finish('evaluate', evaluate.run(experiment, workdir))
@@ -72,7 +46,7 @@ def full_page(tiny_run):
   (workdir.root / 'pretrain' / 'metrics.jsonl').write_text(lines)
   result = report.run(experiment, workdir)
   text = (workdir.root / 'report' / 'report.html').read_text()
-  yield workdir, result, _Page(text)
+  yield workdir, result, read_page(text)
   for stage in ('evaluate', 'pretrain'):
     (workdir.root / stage / 'result.json').unlink()
 
@@ -135,10 +109,12 @@ def test_a_second_report_is_the_same_but_for_nothing(tiny_run, full_page):
   assert path.read_bytes() == before
 
 
-def test_an_empty_work_directory_gives_a_page_that_says_so(tiny_run, tmp_path):
+def test_an_empty_work_directory_gives_a_page_that_says_so(
+  tiny_run, tmp_path, read_page
+):
   experiment, _ = tiny_run
   result = report.run(experiment, workdir_lib.Workdir(tmp_path))
-  page = _Page((tmp_path / 'report' / 'report.html').read_text())
+  page = read_page((tmp_path / 'report' / 'report.html').read_text())
   assert result['pictures'] == []
   assert page.open == []
   for stage in ('evaluate', 'pretrain', 'tokenize', 'prepare'):
@@ -153,7 +129,9 @@ def test_a_run_that_was_cut_off_shows_the_curves_it_has(tiny_run, tmp_path):
   assert report.run(experiment, workdir)['pictures'] == ['loss']
 
 
-def test_only_stages_of_the_experiment_are_listed(tiny_run, tmp_path):
+def test_only_stages_of_the_experiment_are_listed(
+  tiny_run, tmp_path, read_page
+):
   experiment, _ = tiny_run
   text = {}
   for name, stages in (
@@ -162,7 +140,7 @@ def test_only_stages_of_the_experiment_are_listed(tiny_run, tmp_path):
   ):
     workdir = workdir_lib.Workdir(tmp_path / name)
     report.run(dataclasses.replace(experiment, stages=stages), workdir)
-    page = _Page((tmp_path / name / 'report' / 'report.html').read_text())
+    page = read_page((tmp_path / name / 'report' / 'report.html').read_text())
     text[name] = page.text
   for stage in ('reward', 'align'):
     assert f'{stage} not run' not in text['without']

@@ -8,28 +8,18 @@ import rich.console
 from matplotlib import colors
 from matplotlib import image
 
-from onerec_jax import workdir as workdir_lib
 from onerec_jax.stages import predictions
 from onerec_jax.stages import report_canvas
 from onerec_jax.stages import report_item_rewards
 from onerec_jax.stages import report_page
 from onerec_jax.stages import report_reinforce_figures as figures
-from onerec_jax.stages import report_words
 
 PNG = b'\x89PNG\r\n\x1a\n'
 SIZES = (1, 8, 32)
 _BEFORE = {'p_score': 0.4, 'ltr': 0.05}  # means; pass@K is K·2 % above
 
 
-@pytest.fixture(autouse=True)
-def coarse_pictures(monkeypatch):
-  monkeypatch.setattr(report_canvas, 'DPI', 40)
-
-
-@pytest.fixture
-def pictures(tmp_path):
-  folder = workdir_lib.Workdir(tmp_path).stage('report')
-  return report_words.Pictures(folder)
+pytestmark = pytest.mark.usefixtures('coarse_pictures')
 
 
 def columns(*, truth: bool) -> list[str]:

@@ -6,24 +6,14 @@ import os
 import pytest
 
 from onerec_jax import workdir as workdir_lib
-from onerec_jax.stages import report_canvas
 from onerec_jax.stages import report_figures
 from onerec_jax.stages import report_items
 from onerec_jax.stages import report_p_score
-from onerec_jax.stages import report_words
 
 PNG = b'\x89PNG\r\n\x1a\n'
 
 
-@pytest.fixture(autouse=True)
-def coarse_pictures(monkeypatch):
-  monkeypatch.setattr(report_canvas, 'DPI', 40)
-
-
-@pytest.fixture
-def pictures(tmp_path):
-  folder = workdir_lib.Workdir(tmp_path).stage('report')
-  return report_words.Pictures(folder)
+pytestmark = pytest.mark.usefixtures('coarse_pictures')
 
 
 def interval(value, spread=0.01):

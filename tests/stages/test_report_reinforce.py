@@ -1,7 +1,6 @@
 """Report on reinforcement, and the page of the technical report's system."""
 
 import dataclasses
-import html.parser
 import json
 import math
 
@@ -10,11 +9,9 @@ import pytest
 from onerec_jax import config
 from onerec_jax import workdir as workdir_lib
 from onerec_jax.stages import report
-from onerec_jax.stages import report_canvas
 from onerec_jax.stages import report_figures
 from onerec_jax.stages import report_reinforce
 from onerec_jax.stages import report_reinforce_figures as figures
-from onerec_jax.stages import report_words
 
 PNG = b'\x89PNG\r\n\x1a\n'
 SETTINGS = config.ReinforceConfig(
@@ -28,15 +25,7 @@ EXPERIMENT = config.Experiment(
 )
 
 
-@pytest.fixture(autouse=True)
-def coarse_pictures(monkeypatch):
-  monkeypatch.setattr(report_canvas, 'DPI', 40)
-
-
-@pytest.fixture
-def pictures(tmp_path):
-  folder = workdir_lib.Workdir(tmp_path).stage('report')
-  return report_words.Pictures(folder)
+pytestmark = pytest.mark.usefixtures('coarse_pictures')
 
 
 def valid(step: int, *, truth: bool = True) -> dict:
@@ -389,44 +378,18 @@ def test_a_reinforcement_that_was_cut_off_shows_what_it_has(tmp_path, pictures):
 # --- The page ---------------------------------------------------------------
 
 
-class _Page(html.parser.HTMLParser):
-  """Collects headings, links, pictures and the text of a page."""
+@pytest.fixture
+def page_of(read_page):
+  """Function: work directory, results by stage -> the run's page."""
 
-  def __init__(self, text):
-    super().__init__()
-    self.pictures, self.words, self.open = [], [], []
-    self.headings, self.links, self.places = [], [], []
-    self.feed(text)
-    self.text = ' '.join(' '.join(self.words).split())
+  def make(workdir, **results):
+    for stage, result in results.items():
+      workdir.stage(stage)
+      workdir_lib.write_json(workdir.folder(stage) / 'result.json', result)
+    report.run(EXPERIMENT, workdir)
+    return read_page((workdir.folder('report') / 'report.html').read_text())
 
-  def handle_starttag(self, tag, attributes):
-    found = dict(attributes)
-    if tag not in ('meta', 'img'):
-      self.open.append(tag)
-    if tag == 'img':
-      self.pictures.append(found)
-    if tag == 'section':
-      self.places.append(found['id'])
-    if tag == 'a':
-      self.links.append(found['href'].removeprefix('#'))
-
-  def handle_endtag(self, tag):
-    assert self.open.pop() == tag
-
-  def handle_data(self, data):
-    if self.open and self.open[-1] != 'style':
-      self.words.append(data)
-    if self.open and self.open[-1] == 'h2':
-      self.headings.append(data)
-
-
-def page_of(workdir, **results):
-  """The page of a run in which these stages have a result."""
-  for stage, result in results.items():
-    workdir.stage(stage)
-    workdir_lib.write_json(workdir.folder(stage) / 'result.json', result)
-  report.run(EXPERIMENT, workdir)
-  return _Page((workdir.folder('report') / 'report.html').read_text())
+  return make
 
 
 def figure(mean: float) -> dict:
@@ -533,7 +496,7 @@ def write_logs(workdir) -> None:
   (folder / 'metrics.jsonl').write_text('{"step": 5, "contrastive": 2.0}\n')
 
 
-def test_the_page_has_every_section_and_every_picture(tmp_path):
+def test_the_page_has_every_section_and_every_picture(tmp_path, page_of):
   workdir = workdir_lib.Workdir(tmp_path)
   write_logs(workdir)
   page = page_of(
@@ -557,7 +520,7 @@ def test_the_page_has_every_section_and_every_picture(tmp_path):
     'Data',
     'Run',
   ]
-  assert page.links == page.places
+  assert page.jumps == page.sections
   written = list((tmp_path / 'report').glob('*.png'))
   assert len(page.pictures) == len(written)
   assert {p.stem for p in written} >= {
@@ -577,7 +540,7 @@ def test_the_page_has_every_section_and_every_picture(tmp_path):
   assert 'warning The predicted P-Score rose' in page.text
 
 
-def test_an_interrupted_run_has_a_page_with_its_curves(tmp_path):
+def test_an_interrupted_run_has_a_page_with_its_curves(tmp_path, page_of):
   workdir = workdir_lib.Workdir(tmp_path)
   write_logs(workdir)
   page = page_of(workdir)
@@ -585,12 +548,14 @@ def test_an_interrupted_run_has_a_page_with_its_curves(tmp_path):
   for heading in ('Reinforcement', 'P-Score model', 'Item alignment'):
     assert heading in page.headings
   assert 'Generated items' not in page.headings
-  assert page.links == page.places
+  assert page.jumps == page.sections
   assert page.text.count('not finished') == 3
   assert 'P-Score +' not in page.text  # no card
 
 
-def test_an_experiment_without_these_stages_shows_none_of_them(tmp_path):
+def test_an_experiment_without_these_stages_shows_none_of_them(
+  tmp_path, page_of
+):
   page = page_of(workdir_lib.Workdir(tmp_path))
   assert page.headings == [
     'Results', 'Slices', 'Example users', 'Training', 'Semantic IDs', 'Data',

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from onerec_jax import config
-from onerec_jax import sharding
+from onerec_jax import meshes
 from onerec_jax import workdir as workdir_lib
 from onerec_jax.data import catalog
 from onerec_jax.data import reward_examples
@@ -89,7 +89,7 @@ def trained(tmp_path_factory):
 @pytest.fixture(scope='module')
 def loaded(trained):
   workdir, ids, _ = trained
-  mesh = sharding.make_mesh(config.MeshConfig())
+  mesh = meshes.make_mesh(config.MeshConfig())
   return reward_model.load(_EXPERIMENT, workdir, ids, mesh, batch_size=5)
 
 
@@ -298,7 +298,7 @@ def test_what_the_scores_mean_is_told(loaded, trained):
 
 def test_a_model_is_built_from_the_settings_it_was_trained_with(trained):
   workdir, ids, _ = trained
-  mesh = sharding.make_mesh(config.MeshConfig())
+  mesh = meshes.make_mesh(config.MeshConfig())
   other = _with_reward_model(embed_dim=32, num_layers=3)
   model = reward_model.load(other, workdir, ids, mesh)
   assert model.config == _EXPERIMENT.reward_model
@@ -306,7 +306,7 @@ def test_a_model_is_built_from_the_settings_it_was_trained_with(trained):
 
 def test_a_reward_model_of_other_ids_is_refused(trained):
   workdir, ids, _ = trained
-  mesh = sharding.make_mesh(config.MeshConfig())
+  mesh = meshes.make_mesh(config.MeshConfig())
   other = _ids(ids.num_items, turn=1)
   with pytest.raises(contract.Mismatch, match='does not fit') as error:
     reward_model.load(_EXPERIMENT, workdir, other, mesh)
@@ -315,7 +315,7 @@ def test_a_reward_model_of_other_ids_is_refused(trained):
 
 
 def test_a_missing_reward_model_names_the_stage(tmp_path, trained):
-  mesh = sharding.make_mesh(config.MeshConfig())
+  mesh = meshes.make_mesh(config.MeshConfig())
   with pytest.raises(FileNotFoundError, match="'reward'"):
     reward_model.load(
       _EXPERIMENT, workdir_lib.Workdir(tmp_path), trained[1], mesh

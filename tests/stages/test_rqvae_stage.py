@@ -10,7 +10,7 @@ from absl import logging
 from etils import epath
 
 from onerec_jax import config as config_lib
-from onerec_jax import sharding
+from onerec_jax import meshes
 from onerec_jax.data import vector_batches
 from onerec_jax.semantic_ids import residual_kmeans
 from onerec_jax.stages import rqvae
@@ -37,7 +37,7 @@ def embeddings():
 
 @pytest.fixture(scope='module')
 def mesh():
-  return sharding.make_mesh(config_lib.MeshConfig(), jax.devices()[:1])
+  return meshes.make_mesh(config_lib.MeshConfig(), jax.devices()[:1])
 
 
 def _train(embeddings, folder, mesh, *, seed=0, **changes):
@@ -186,7 +186,7 @@ def test_dead_codes_come_back_to_life(embeddings, mesh, tmp_path, monkeypatch):
 def test_a_small_catalogue_is_one_batch_on_any_number_of_devices(
   embeddings, tmp_path, caplog
 ):
-  mesh = sharding.make_mesh(config_lib.MeshConfig())
+  mesh = meshes.make_mesh(config_lib.MeshConfig())
   assert mesh.size == 8
   logging.set_verbosity(logging.INFO)
   try:
@@ -199,7 +199,7 @@ def test_a_small_catalogue_is_one_batch_on_any_number_of_devices(
   assert any(
     'batch_size=1024 is above the 60 items' in m for m in caplog.messages
   )
-  one = sharding.make_mesh(config_lib.MeshConfig(), jax.devices()[:1])
+  one = meshes.make_mesh(config_lib.MeshConfig(), jax.devices()[:1])
   _train(embeddings, tmp_path / 'one', one, batch_size=1024)
   losses = [
     [r['loss'] for r in _records(tmp_path / name)] for name in ('one', 'many')
@@ -213,7 +213,7 @@ def test_a_small_catalogue_is_one_batch_on_any_number_of_devices(
 def test_a_batch_that_does_not_fit_the_mesh_names_the_setting(
   embeddings, tmp_path
 ):
-  mesh = sharding.make_mesh(config_lib.MeshConfig())
+  mesh = meshes.make_mesh(config_lib.MeshConfig())
   with pytest.raises(ValueError, match=r'use tokenizer\.rqvae\.batch_size=8 '):
     _train(embeddings, tmp_path, mesh, batch_size=12)
 

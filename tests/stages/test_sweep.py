@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax
 import numpy as np
 import pytest
 
@@ -94,14 +93,6 @@ _ROWS = (
   _row('before', stages=_BEFORE),
   _row('+IPA', stages=_ALIGNED),
 )
-
-
-@pytest.fixture(autouse=True, scope='module')
-def quick_compilation():
-  """Halves XLA's compile time, most of the time of these tests."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
 
 
 @pytest.fixture(scope='module')

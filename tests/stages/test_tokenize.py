@@ -104,7 +104,7 @@ def test_ids_are_fitted_on_all_devices_and_equal_those_of_one(
   monkeypatch.setattr(
     sharding,
     'make_mesh',
-    functools.partial(sharding.make_mesh, devices=jax.devices()[:1]),
+    functools.partial(meshes.make_mesh, devices=jax.devices()[:1]),
   )
   alone = tokenize.run(_EXPERIMENT, _workdir(tmp_path / 'one'))
   assert alone['digest'] == whole['digest']

@@ -7,7 +7,7 @@ import pytest
 from etils import epath
 
 from onerec_jax import config
-from onerec_jax import sharding
+from onerec_jax import meshes
 from onerec_jax.objectives import base
 from onerec_jax.stages import training_setup
 
@@ -49,7 +49,7 @@ def _objective(params, model_state, frozen, batch, key):
 
 
 def _setup(**changes):
-  mesh = sharding.make_mesh(config.MeshConfig(data=-1, fsdp=2))
+  mesh = meshes.make_mesh(config.MeshConfig(data=-1, fsdp=2))
   params = {'w': np.ones((4, 2), np.float32), 'b': np.ones(2, np.float32)}
   return training_setup.make_setup(
     stage='pretrain',

@@ -8,17 +8,15 @@ import numpy as np
 import pytest
 
 from onerec_jax import config
-from onerec_jax import sharding
+from onerec_jax import meshes
 from onerec_jax import workdir
 from onerec_jax.train import checkpoints
 from onerec_jax.train import contract
-from onerec_jax.train import optimizer
-from onerec_jax.train import state
 
 
 def _mesh(*shape):
   count = int(np.prod(shape))
-  return sharding.make_mesh(config.MeshConfig(*shape), jax.devices()[:count])
+  return meshes.make_mesh(config.MeshConfig(*shape), jax.devices()[:count])
 
 
 def _restore(root, **changes):
@@ -65,30 +63,23 @@ def test_best_without_validation_is_the_latest(toy, tmp_path):
   assert _restore(tmp_path, which='best').step == 20
 
 
-def _state(mesh):
-  """Returns a state with one split matrix, its contract and the matrix."""
+@pytest.fixture
+def state_on(toy):
+  """Function: mesh -> state with one split matrix, contract, the matrix."""
   value = np.arange(16 * 6, dtype=np.float32).reshape(16, 6)
   params, names = {'a': {'w': value}}, {'a': {'w': ('embed', 'mlp')}}
-  made = optimizer.make_optimizer(config.OptimizerConfig(), num_steps=1)
-  start = state.create(
-    params,
-    np.zeros((2, 3), np.float32),
-    made.transformation,
-    ema=False,
-    mesh=mesh,
-    shardings=sharding.parameter_shardings(mesh, names, params),
-  )
-  agreed = contract.make_contract(
-    stage='pretrain',
-    experiment=None,
-    semantic_ids=None,
-    params=params,
-    names=names,
-  )
-  return start, agreed, value
+
+  def make(mesh):
+    return *toy.start_of(
+      params, names, np.zeros((2, 3), np.float32), mesh
+    ), value
+
+  return make
 
 
-def test_what_is_written_later_is_what_was_handed_over(tmp_path, monkeypatch):
+def test_what_is_written_later_is_what_was_handed_over(
+  state_on, tmp_path, monkeypatch
+):
   # JSON is written in the background; here only once the loop has gone on.
   gone_on = threading.Event()
   data, progress = {'next': [3]}, {'seconds': {'train': 1.0}}
@@ -100,7 +91,7 @@ def test_what_is_written_later_is_what_was_handed_over(tmp_path, monkeypatch):
     return dumps(value, *args, **kwargs)
 
   monkeypatch.setattr(json, 'dumps', late)
-  start, agreed, _ = _state(_mesh(1, 1, 1))
+  start, agreed, _ = state_on(_mesh(1, 1, 1))
   folder = workdir.Workdir(tmp_path).stage('pretrain')
   with checkpoints.Checkpointer(folder, agreed, keep=1) as saver:
     saver.save(0, start, data=data, progress=progress, best_step=None)
@@ -113,8 +104,8 @@ def test_what_is_written_later_is_what_was_handed_over(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('shape', [(1, 1, 1), (1, 8, 1), (1, 2, 1)])
-def test_parameters_are_restored_on_another_mesh(tmp_path, shape):
-  start, agreed, value = _state(_mesh(2, 2, 2))
+def test_parameters_are_restored_on_another_mesh(state_on, tmp_path, shape):
+  start, agreed, value = state_on(_mesh(2, 2, 2))
   folder = workdir.Workdir(tmp_path).stage('pretrain')
   with checkpoints.Checkpointer(folder, agreed, keep=1) as saver:
     saver.save(5, start, data={}, progress={}, best_step=None)
@@ -127,12 +118,12 @@ def test_parameters_are_restored_on_another_mesh(tmp_path, shape):
   assert restored.experiment is None
 
 
-def test_training_continues_on_another_mesh(tmp_path):
-  start, agreed, value = _state(_mesh(2, 2, 2))
+def test_training_continues_on_another_mesh(state_on, tmp_path):
+  start, agreed, value = state_on(_mesh(2, 2, 2))
   folder = workdir.Workdir(tmp_path).stage('pretrain')
   with checkpoints.Checkpointer(folder, agreed, keep=1) as saver:
     saver.save(5, start, data={'next_index': 5}, progress={}, best_step=None)
-  other, _, _ = _state(_mesh(1, 4, 1))
+  other, _, _ = state_on(_mesh(1, 4, 1))
   with checkpoints.Checkpointer(folder, agreed, keep=1) as saver:
     saved = saver.restore(other)
   assert saved.data == {'next_index': 5}

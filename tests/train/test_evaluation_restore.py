@@ -11,15 +11,13 @@ import numpy as np
 import pytest
 
 from onerec_jax import config
-from onerec_jax import sharding
+from onerec_jax import meshes
 from onerec_jax import workdir
 from onerec_jax.model import onerec
 from onerec_jax.model import parameters
 from onerec_jax.semantic_ids import vocabulary
 from onerec_jax.train import checkpoints
 from onerec_jax.train import contract
-from onerec_jax.train import optimizer
-from onerec_jax.train import state
 
 _MODEL = config.ModelConfig(
   embed_dim=16,
@@ -33,30 +31,15 @@ _MODEL = config.ModelConfig(
 
 
 @pytest.fixture(scope='module')
-def pod(tmp_path_factory):
+def pod(toy, tmp_path_factory):
   """(stage folder, parameters, router bias) of a run on fsdp 2 x expert 4."""
-  mesh = sharding.make_mesh(config.MeshConfig(data=1, fsdp=2, expert=4))
+  mesh = meshes.make_mesh(config.MeshConfig(data=1, fsdp=2, expert=4))
   model = onerec.OneRec(_MODEL, vocabulary.Vocabulary((16, 16)), 2, mesh=mesh)
   boxes = onerec.abstract_params(model)
   names = parameters.logical_names(boxes)
   params = parameters.materialize(boxes, seed=3)
   bias = np.linspace(0.1, 0.4, 4, dtype=np.float32)[None]
-  made = optimizer.make_optimizer(config.OptimizerConfig(), num_steps=1)
-  begin = state.create(
-    params,
-    bias,
-    made.transformation,
-    ema=False,
-    mesh=mesh,
-    shardings=sharding.parameter_shardings(mesh, names, params),
-  )
-  agreed = contract.make_contract(
-    stage='pretrain',
-    experiment=None,
-    semantic_ids=None,
-    params=params,
-    names=names,
-  )
+  begin, agreed = toy.start_of(params, names, bias, mesh)
   folder = workdir.Workdir(tmp_path_factory.mktemp('pod')).stage('pretrain')
   with checkpoints.Checkpointer(folder, agreed, keep=1) as saver:
     saver.save(7, begin, data={}, progress={}, best_step=None)
@@ -77,7 +60,7 @@ def _restore(folder, **changes):
     folder,
     **{
       'which': 'latest',
-      'mesh': sharding.make_mesh(config.MeshConfig(), jax.devices()[:1]),
+      'mesh': meshes.make_mesh(config.MeshConfig(), jax.devices()[:1]),
       **changes,
     },
   )
@@ -116,7 +99,7 @@ def test_bfloat16_rounds_every_parameter_and_nothing_else(pod):
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 def test_another_mesh_gets_its_own_shards(pod, dtype):
   folder, params, _ = pod
-  mesh = sharding.make_mesh(
+  mesh = meshes.make_mesh(
     config.MeshConfig(data=1, fsdp=4, expert=1), jax.devices()[:4]
   )
   flat = contract.flatten(_restore(folder, mesh=mesh, dtype=dtype).params)

@@ -11,7 +11,7 @@ from absl import logging
 
 from onerec_jax import batch as batch_lib
 from onerec_jax import config
-from onerec_jax import sharding
+from onerec_jax import meshes
 from onerec_jax.objectives import base
 from onerec_jax.train import checkpoints
 from onerec_jax.train import log
@@ -253,7 +253,7 @@ def test_the_average_follows_the_parameters(toy, tmp_path):
 @pytest.mark.parametrize('shape', [(8, 1, 1), (2, 2, 2)])
 def test_every_mesh_gives_the_same_parameters(toy, tmp_path, shape):
   one = toy.run(tmp_path / 'one')
-  mesh = sharding.make_mesh(config.MeshConfig(*shape))
+  mesh = meshes.make_mesh(config.MeshConfig(*shape))
   many = toy.run(tmp_path / 'many', mesh=mesh)
   for name in ('w', 'b'):
     np.testing.assert_allclose(
@@ -265,7 +265,7 @@ def test_a_batch_that_does_not_fit_the_mesh_is_refused(toy, tmp_path):
   with pytest.raises(ValueError, match=r'use pretrain\.batch_size=8 or 16'):
     toy.run(
       tmp_path,
-      mesh=sharding.make_mesh(config.MeshConfig()),
+      mesh=meshes.make_mesh(config.MeshConfig()),
       train=toy.config_with(batch_size=12),
     )
 

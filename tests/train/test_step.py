@@ -8,6 +8,7 @@ import pytest
 
 from onerec_jax import batch as batch_lib
 from onerec_jax import config
+from onerec_jax import meshes
 from onerec_jax import sharding
 from onerec_jax.model import onerec
 from onerec_jax.model import parameters
@@ -42,7 +43,7 @@ _TRAIN = config.TrainConfig(
 def _one_step(shape):
   """Returns (loss, state after one step, state) on a mesh."""
   count = int(np.prod(shape))
-  mesh = sharding.make_mesh(config.MeshConfig(*shape), jax.devices()[:count])
+  mesh = meshes.make_mesh(config.MeshConfig(*shape), jax.devices()[:count])
   model = onerec.OneRec(
     config=_MODEL,
     vocabulary=vocabulary.Vocabulary((4, 4)),

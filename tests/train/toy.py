@@ -11,6 +11,7 @@ from etils import epath
 
 from onerec_jax import batch as batch_lib
 from onerec_jax import config
+from onerec_jax import meshes
 from onerec_jax import sharding
 from onerec_jax.objectives import base
 from onerec_jax.train import contract
@@ -75,7 +76,7 @@ def make_job(
   folder = epath.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   if mesh is None:
-    mesh = sharding.make_mesh(config.MeshConfig(), jax.devices()[:1])
+    mesh = meshes.make_mesh(config.MeshConfig(), jax.devices()[:1])
   made = optimizer.make_optimizer(train.optimizer, num_steps=train.num_steps)
   params = {'w': np.zeros(2, np.float32), 'b': np.zeros((), np.float32)}
   if batches is None:
@@ -109,6 +110,27 @@ def make_job(
     },
   )
   return job, start
+
+
+def start_of(params, names, model_state, mesh):
+  """Returns the state at step 0 of any parameters, and their contract."""
+  made = optimizer.make_optimizer(config.OptimizerConfig(), num_steps=1)
+  start = state.create(
+    params,
+    model_state,
+    made.transformation,
+    ema=False,
+    mesh=mesh,
+    shardings=sharding.parameter_shardings(mesh, names, params),
+  )
+  agreed = contract.make_contract(
+    stage='pretrain',
+    experiment=None,
+    semantic_ids=None,
+    params=params,
+    names=names,
+  )
+  return start, agreed
 
 
 def make_batches(batch_size: int, bad: int | None = None):
