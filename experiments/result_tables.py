@@ -20,7 +20,7 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
   return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
 
 
-def ranking(name: str, title: str) -> str:
+def ranking(name: str, title: str, *, recipe: str | None = None) -> str:
   """Returns the comparison of a run with the counting floors."""
   run = measured_runs.read(name)
   if run is None:
@@ -66,7 +66,7 @@ def ranking(name: str, title: str) -> str:
       f' ({best}), recall@10 {difference["mean"]:+.4f}'
       f' ({difference["low"]:+.4f} to {difference["high"]:+.4f}, paired'
       f' bootstrap). Legal hypotheses {100 * result["legality"]:.1f} %.'
-      f' `experiments/{name}.py`, commit {run["commit"]}.',
+      f' `experiments/{recipe or name + ".py"}`, commit {run["commit"]}.',
     ]
   )
 

@@ -34,6 +34,11 @@ _BLOCKS: dict[str, Callable[[], str]] = {
   'beauty_slices': lambda: result_tables.slices(
     'onerec_v1_beauty', 'Amazon Beauty 2014'
   ),
+  'sasrec_beauty': lambda: result_tables.ranking(
+    'sasrec_beauty',
+    'Amazon Beauty 2014, SASRec with full softmax',
+    recipe='sasrec_amazon.py:beauty',
+  ),
   'kuairand': lambda: result_tables.ranking(
     'onerec_v1_kuairand', 'KuaiRand-Pure'
   ),

@@ -47,16 +47,17 @@ def results(
     ),
   )
   entropy, sizes = result['entropy_per_level'], result['codes_per_level']
-  pictures.add(
-    'entropy',
-    figures.entropy_bars(entropy, sizes),
-    alt='Predictive entropy per level in nats: '
-    + ', '.join(f'{e:.2f}' for e in entropy),
-    caption=(
-      'How undecided the model is at each level of the ID, along the beam'
-      ' before any constraint (nats). A falling staircase is healthy.'
-    ),
-  )
+  if entropy:  # a model that ranks items has no levels
+    pictures.add(
+      'entropy',
+      figures.entropy_bars(entropy, sizes),
+      alt='Predictive entropy per level in nats: '
+      + ', '.join(f'{e:.2f}' for e in entropy),
+      caption=(
+        'How undecided the model is at each level of the ID, along the beam'
+        ' before any constraint (nats). A falling staircase is healthy.'
+      ),
+    )
   sizes = sorted({int(n.partition('@')[2]) for n in scores[predictions.OURS]})
   # The headline stands first (phones cut the rest); NDCG@1 is Recall@1.
   names = [
@@ -100,9 +101,7 @@ def results(
     },
     'quality': _quality(result),
     'legality': (
-      f'{100 * result["legality"]:.2f} % of {result["hypotheses"]:,} generated'
-      f' hypotheses are items of the catalogue (beam {result["num_beams"]},'
-      f' constraint: {result["constrained"]}){_legality_before(result, cause)}.'
+      f'{_answers(result, cause)}'
       f' {result["empty_results"]:,}'
       f' users got no answer, {result["short_results"]:,} a short list.'
     ),
@@ -148,6 +147,17 @@ def _alignment(result: Mapping[str, Any], metric: str, cause: str) -> str:
     f' {words.signed(difference["mean"])}, 95 % interval'
     f' {words.signed_bounds(difference)} (paired over users). It is trained'
     ' for rewards, not for this ranking.'
+  )
+
+
+def _answers(result: Mapping[str, Any], cause: str) -> str:
+  """Returns what the lists were made of, in one sentence."""
+  if not result['entropy_per_level']:
+    return 'Every item of the catalogue was ranked.'
+  return (
+    f'{100 * result["legality"]:.2f} % of {result["hypotheses"]:,} generated'
+    f' hypotheses are items of the catalogue (beam {result["num_beams"]},'
+    f' constraint: {result["constrained"]}){_legality_before(result, cause)}.'
   )
 
 

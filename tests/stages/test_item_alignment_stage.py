@@ -291,7 +291,7 @@ def test_few_pairs_are_one_batch_on_any_number_of_devices(inputs, tmp_path):
   pairs = pairs._replace(
     triggers=pairs.triggers[:18], targets=pairs.targets[:18]
   )
-  meshes = {
+  made = {
     n: meshes.make_mesh(config.MeshConfig(), jax.devices()[:n]) for n in (1, 4)
   }
   found = {
@@ -303,7 +303,7 @@ def test_few_pairs_are_one_batch_on_any_number_of_devices(inputs, tmp_path):
       num_steps=2,
       dropout_rate=0.0,
     )
-    for n, mesh in meshes.items()
+    for n, mesh in made.items()
   }
   # 18 pairs in 4 equal parts are 20 rows, two of them filler.
   sizes = [found[n].summary['training']['batch_size'] for n in (1, 4)]

@@ -160,6 +160,22 @@ def test_titles_cannot_inject_markup(tiny_run, full_page, tmp_path):
   assert '&lt;script&gt;' in text
 
 
+def test_a_model_that_ranks_items_has_neither_levels_nor_hypotheses(
+  tiny_run, full_page, tmp_path, read_page
+):
+  experiment, whole = tiny_run
+  workdir = workdir_lib.Workdir(tmp_path)
+  workdir.finish(
+    'evaluate', {**whole.result('evaluate'), 'entropy_per_level': []}
+  )
+  result = report.run(experiment, workdir)
+  page = read_page((tmp_path / 'report' / 'report.html').read_text())
+  assert 'entropy' not in result['pictures'] and 'recall' in result['pictures']
+  assert 'Every item of the catalogue was ranked' in page.text
+  assert 'hypotheses' not in page.text
+  assert page.open == []
+
+
 @pytest.mark.parametrize(
   ('value', 'expected'),
   [(None, '–'), (999, '999'), (2_431_232, '2.43 M'), (1.2e9, '1.2 G')],

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from onerec_jax import config as config_lib
-from onerec_jax import sharding
+from onerec_jax import meshes
 from onerec_jax import workdir as workdir_lib
 from onerec_jax.data import catalog
 from onerec_jax.semantic_ids import point_shards
@@ -91,18 +91,18 @@ def test_files_and_result_agree(tmp_path):
 def test_ids_are_fitted_on_all_devices_and_equal_those_of_one(
   tmp_path, monkeypatch
 ):
-  split, meshes = point_shards.split, []
+  split, sizes = point_shards.split, []
 
   def spy(points, mesh):
-    meshes.append(mesh.size)
+    sizes.append(mesh.size)
     return split(points, mesh)
 
   monkeypatch.setattr(point_shards, 'split', spy)
   whole = tokenize.run(_EXPERIMENT, _workdir(tmp_path / 'all'))
-  assert meshes
-  assert set(meshes) == {8}
+  assert sizes
+  assert set(sizes) == {8}
   monkeypatch.setattr(
-    sharding,
+    meshes,
     'make_mesh',
     functools.partial(meshes.make_mesh, devices=jax.devices()[:1]),
   )
