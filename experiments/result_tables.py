@@ -52,6 +52,12 @@ def ranking(name: str, title: str, *, recipe: str | None = None) -> str:
   best = result['methods'][result['best_floor']]['title']
   history = 'excluded' if result['history_excluded'] else 'not excluded'
   names = ['recall@10 (95 %)' if m == 'recall@10' else m for m in _SHOWN]
+  # A model that ranks items has no levels, and no IDs that could be illegal.
+  legal = (
+    f' Legal hypotheses {100 * result["legality"]:.1f} %.'
+    if result['entropy_per_level']
+    else ''
+  )
   return '\n'.join(
     [
       f'**{title}.** {result["users"]:,} users, all {result["candidates"]:,}'
@@ -65,7 +71,7 @@ def ranking(name: str, title: str, *, recipe: str | None = None) -> str:
       f' {training["num_parameters"]:,} parameters. Against the best floor'
       f' ({best}), recall@10 {difference["mean"]:+.4f}'
       f' ({difference["low"]:+.4f} to {difference["high"]:+.4f}, paired'
-      f' bootstrap). Legal hypotheses {100 * result["legality"]:.1f} %.'
+      f' bootstrap).{legal}'
       f' `experiments/{recipe or name + ".py"}`, commit {run["commit"]}.',
     ]
   )

@@ -101,9 +101,8 @@ def results(
     },
     'quality': _quality(result),
     'legality': (
-      f'{_answers(result, cause)}'
-      f' {result["empty_results"]:,}'
-      f' users got no answer, {result["short_results"]:,} a short list.'
+      f'{_answers(result, cause)} {result["empty_results"]:,} users got no'
+      f' answer, {result["short_results"]:,} a short list.'
     ),
   }  # fmt: skip
 

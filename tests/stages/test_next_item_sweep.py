@@ -4,7 +4,6 @@ import dataclasses
 import json
 import shutil
 
-import jax
 import numpy as np
 import pytest
 
@@ -109,14 +108,6 @@ _ROWS = (
   config.SweepRow('OneRec', published='Beauty/TIGER'),
   config.SweepRow('SASRec', overrides={'architecture': 'sasrec'}),
 )
-
-
-@pytest.fixture(autouse=True, scope='module')
-def quick_compilation():
-  """Halves XLA's compile time, most of the time of these tests."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
 
 
 @pytest.fixture(scope='module')
