@@ -194,33 +194,22 @@ def tuning(
   return tuple(tried)
 
 
-def tuning_rounds(
-  all_rows: Sequence[dict[str, Any]],
-  *,
-  rounds: Sequence[int],
-  steps_per_round: int,
+def beyond_tuning(
+  *, model: dict[str, Any], weight: float
 ) -> tuple[dict[str, Any], ...]:
-  """Every aligned row at each number of rounds, or as many steps in one go."""
-  tried = []
-  for row in all_rows:
-    if 'align' not in row['overrides']['stages']:
-      continue
-    logged = row['overrides']['preference'].get('pairs') == 'logged'
-    for count in rounds:
-      steps = count * steps_per_round
-      changed: dict[str, Any] = (
-        {'align': {'num_steps': steps, 'evaluate_every_steps': steps}}
-        if logged
-        else {'preference': {'rounds': count}}
-      )
-      tried.append(
-        _row(
-          f'{row["name"]} {count} rounds',
-          None,
-          **config_tree.merge(row['overrides'], changed),
-        )
-      )
-  return tuple(tried)
+  """IPA as tuned, the first row, and with more rounds, weight or beams."""
+  tried = (
+    ('IPA as in the table', {}),
+    ('5 rounds', {'rounds': 5}),
+    ('8 rounds', {'rounds': 8}),
+    ('λ = 80', {'weight': 80.0}),
+    ('64 beams', {'rollout': {'num_beams': 64}}),
+    ('128 beams', {'rollout': {'num_beams': 128}}),
+  )
+  return tuple(
+    ipa(model=model, name=name, published=None, **{'weight': weight, **changed})
+    for name, changed in tried
+  )
 
 
 def set_table_1(

@@ -51,11 +51,20 @@ _BLOCKS: dict[str, Callable[[], str]] = {
   'table1_kuairand': lambda: sweep_tables.table_1(
     'table1_kuairand_small', 'KuaiRand-Pure, `:small`'
   ),
-  'ipa_share': lambda: sweep_tables.alignment(
-    'ipa_ablations_r_dpo', 'Simulated world, share of samples with a pair'
+  'ipa_share': lambda: sweep_tables.sessions(
+    'ipa_ablations_r_dpo',
+    'Simulated world, share of samples with a pair',
+    recipe='ipa_ablations.py:r_dpo',
   ),
-  'ipa_scale': lambda: sweep_tables.alignment(
-    'ipa_ablations_scale', 'Simulated world, model size'
+  'ipa_scale': lambda: sweep_tables.sessions(
+    'ipa_ablations_scale',
+    'Simulated world, model size',
+    recipe='ipa_ablations.py:scale',
+  ),
+  'ipa_settings': lambda: sweep_tables.sessions(
+    'table1_synthetic_ipa',
+    'Simulated world, IPA beyond the tuning',
+    recipe='table1_synthetic.py:ipa',
   ),
   'item_alignment': lambda: result_tables.item_alignment(
     'item_alignment_beauty', 'Amazon Beauty 2014, item alignment'
@@ -97,10 +106,14 @@ _BLOCKS: dict[str, Callable[[], str]] = {
     'benchmark_ablations_experts', 'Amazon Beauty 2014, experts'
   ),
   'sessions_kuairand': lambda: sweep_tables.sessions(
-    'session_ablations_kuairand', 'KuaiRand-Pure, length of the session'
+    'session_ablations_kuairand',
+    'KuaiRand-Pure, length of the session',
+    recipe='session_ablations.py:kuairand',
   ),
   'sessions_movielens': lambda: sweep_tables.sessions(
-    'session_ablations_movielens', 'MovieLens-100K, length of the session'
+    'session_ablations_movielens',
+    'MovieLens-100K, length of the session',
+    recipe='session_ablations.py:movielens',
   ),
   'tokenizer': result_tables.tokenizer,
   'speed': summary.table,

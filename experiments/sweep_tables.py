@@ -25,7 +25,6 @@ def next_item(name: str, title: str) -> str:
     return f'**{title}**: {result_tables.NOT_MEASURED}.'
   sweep = run['sweep']
   floor = next_item_rows.best_floor(sweep)
-  minutes = sum(row['seconds'] for row in sweep['rows']) / 60
   recipe = name.rpartition('_')
   return '\n'.join(
     [
@@ -43,8 +42,8 @@ def next_item(name: str, title: str) -> str:
         for claim in next_item_rows.claims(sweep)
       ),
       '',
-      f'{minutes:.0f} minutes for all rows on {run["machine"]}.'
-      f' `experiments/{recipe[0]}.py:{recipe[2]}`, commit {run["commit"]}.',
+      f'{_origin(run)} `experiments/{recipe[0]}.py:{recipe[2]}`, commit'
+      f' {run["commit"]}.',
     ]
   )
 
@@ -158,7 +157,6 @@ def table_1(name: str, title: str) -> str:
         continue
       lines.append(f'{column.replace("_", " ")} {_change(row, column)}')
   users = sweep['rows'][0]['users']
-  minutes = sum(row['seconds'] for row in sweep['rows']) / 60
   return '\n'.join(
     [
       f'**{title}.** {len(sweep["seeds"])} seed(s), {users:,} test users,'
@@ -172,7 +170,7 @@ def table_1(name: str, title: str) -> str:
       ),
       '',
       f'IPA against {base}: {"; ".join(lines)} (95 %, paired over users).'
-      f' {minutes:.0f} minutes for all rows on {run["machine"]}.'
+      f' {_origin(run)}'
       f' `experiments/{name.rsplit("_", 1)[0]}.py`, commit {run["commit"]}.',
     ]
   )
@@ -214,7 +212,6 @@ def item_sweep(name: str, title: str) -> str:
     'legal, free decoding',
   ]  # fmt: skip
   users = sweep['rows'][0]['users']
-  minutes = sum(row['seconds'] for row in sweep['rows']) / 60
   return '\n'.join(
     [
       f'**{title}.** {len(sweep["seeds"])} seed(s), {users:,} test users,'
@@ -222,19 +219,26 @@ def item_sweep(name: str, title: str) -> str:
       '',
       result_tables.markdown(header, rows),
       '',
-      f'{minutes:.0f} minutes for all rows on {run["machine"]}. Commit'
-      f' {run["commit"]}.',
+      f'{_origin(run)} Commit {run["commit"]}.',
     ]
   )
 
 
-def alignment(name: str, title: str) -> str:
-  """Returns a sweep over settings of IPA, the totals of its rewards only."""
+def sessions(name: str, title: str, *, recipe: str) -> str:
+  """Returns a sweep that a session reward model judges, totals only.
+
+  Args:
+    name: of the kept figures.
+    title: in bold.
+    recipe: file and variant that made them.
+  """
   run = measured_runs.read(name)
   if run is None:
     return f'**{title}**: {result_tables.NOT_MEASURED}.'
   sweep = run['sweep']
   columns = [c for c in _TOTALS if c in sweep['columns']]
+  # The mean reward, by the world's law where it is known.
+  headline = columns[-2]
   rows = []
   for row in sweep['rows']:
     legal = [100 * x['free_sessions'] for x in row['legality']]
@@ -245,83 +249,36 @@ def alignment(name: str, title: str) -> str:
           f'{row["figures"][c]["mean"]:.3f} ± {row["figures"][c]["std"]:.3f}'
           for c in columns
         ),
-        '' if row['name'] == sweep['base'] else _change(row, columns[-2]),
+        '' if row['name'] == sweep['base'] else _change(row, headline),
         f'{sum(legal) / len(legal):.1f} %',
       ]
     )
-  minutes = sum(row['seconds'] for row in sweep['rows']) / 60
-  variant = name.removeprefix('ipa_ablations_')
-  against = f'{columns[-2].replace("_", " ")} against {sweep["base"]} (95 %)'
+  header = [
+    '', *(c.replace('_', ' ') for c in columns),
+    f'{headline.replace("_", " ")} against {sweep["base"]} (95 %)',
+    'legal sessions, free decoding',
+  ]  # fmt: skip
+  split = {'valid': 'validation'}.get(
+    run['config']['evaluate']['split'], 'test'
+  )
   return '\n'.join(
     [
       f'**{title}.** {len(sweep["seeds"])} seed(s),'
-      f' {sweep["rows"][0]["users"]:,} test users,'
+      f' {sweep["rows"][0]["users"]:,} {split} users,'
       f' {sweep["sessions_per_user"]} sessions of'
       f' {sweep["items_per_session"]} items.',
       '',
-      result_tables.markdown(
-        [
-          '',
-          *(c.replace('_', ' ') for c in columns),
-          against,
-          'legal sessions, free decoding',
-        ],
-        rows,
-      ),
+      result_tables.markdown(header, rows),
       '',
-      f'{minutes:.0f} minutes for all rows on {run["machine"]}.'
-      f' `experiments/ipa_ablations.py:{variant}`, commit {run["commit"]}.',
+      f'{_origin(run)} `experiments/{recipe}`, commit {run["commit"]}.',
     ]
   )
 
 
-def sessions(name: str, title: str) -> str:
-  """Returns a sweep whose rows differ in what a session is."""
-  run = measured_runs.read(name)
-  if run is None:
-    return f'**{title}**: {result_tables.NOT_MEASURED}.'
-  sweep = run['sweep']
-  columns = sweep['columns']
-  headline = (
-    'true_reward_mean' if 'true_reward_mean' in columns else ('reward_mean')
-  )
-  rows = []
-  for row in sweep['rows']:
-    moved = row['difference'][headline]
-    is_base = row['name'] == sweep['base']
-    rows.append(
-      [
-        row['name'],
-        *(
-          f'{row["figures"][c]["mean"]:.4f} ± {row["figures"][c]["std"]:.4f}'
-          for c in columns
-        ),
-        ''
-        if is_base
-        else f'{moved["mean"]:+.4f} ({moved["low"]:+.4f} to'
-        f' {moved["high"]:+.4f})',
-      ]
-    )
-  minutes = sum(row['seconds'] for row in sweep['rows']) / 60
-  shown = [c.replace('_', ' ') for c in columns]
-  recipe = name.rpartition('_')
-  return '\n'.join(
-    [
-      f'**{title}.** {len(sweep["seeds"])} seed(s),'
-      f' {sweep["rows"][0]["users"]:,} answers of'
-      f' {sweep["sessions_per_user"]} sessions of'
-      f' {sweep["items_per_session"]} items, scored by one reward model.',
-      '',
-      result_tables.markdown(
-        [
-          '',
-          *shown,
-          f'{headline.replace("_", " ")} against {sweep["base"]} (95 %)',
-        ],
-        rows,
-      ),
-      '',
-      f'{minutes:.0f} minutes for all rows on {run["machine"]}.'
-      f' `experiments/{recipe[0]}.py:{recipe[2]}`, commit {run["commit"]}.',
-    ]
+def _origin(run: Mapping[str, Any]) -> str:
+  """Returns how long a sweep took, and where."""
+  minutes = sum(row['seconds'] for row in run['sweep']['rows']) / 60
+  return (
+    f'{minutes:.0f} minutes for all rows on {run["machine"]}, without stages'
+    ' that earlier sweeps had completed.'
   )

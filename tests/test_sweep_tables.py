@@ -1,5 +1,6 @@
 """Markdown of rankings and session sweeps, from a kept file written by hand."""
 
+import functools
 import json
 import pathlib
 
@@ -106,6 +107,7 @@ def _session_sweep():
     return {
       'name': name,
       'users': 1500,
+      'legality': [{'free_sessions': 0.8}, {'free_sessions': 1.0}],
       'seconds': 60.0,
       'figures': {c: {'mean': mean, 'std': 0.01} for c in columns},
       'difference': {
@@ -117,6 +119,7 @@ def _session_sweep():
   return {
     'machine': '2 CPU cores',
     'commit': 'abc1234',
+    'config': {'evaluate': {'split': 'valid'}},
     'sweep': {
       'base': 'm = 1',
       'seeds': [0, 1, 2],
@@ -128,19 +131,25 @@ def _session_sweep():
   }
 
 
-def test_session_lengths_are_compared_with_the_base(monkeypatch):
+def test_sweeps_of_sessions_are_compared_with_the_base(monkeypatch):
   monkeypatch.setattr(measured_runs, 'read', lambda name: _session_sweep())
-  lines = sweep_tables.sessions('session_ablations_movielens', 'x').splitlines()
-  assert '| m = 1 | 0.5000 ± 0.0100 | 0.5000 ± 0.0100 |  |' in lines
+  lines = sweep_tables.sessions('any', 'x', recipe='a.py:b').splitlines()
+  assert '1,500 validation users' in lines[0]
+  assert '| m = 1 | 0.500 ± 0.010 | 0.500 ± 0.010 |  | 90.0 % |' in lines
+  # +0.25 (+0.15 to +0.35) over a base of 0.5; legality is that of two seeds.
   assert (
-    '| m = 5 | 0.7500 ± 0.0100 | 0.7500 ± 0.0100 | +0.2500 (+0.1500 to'
-    ' +0.3500) |'
+    '| m = 5 | 0.750 ± 0.010 | 0.750 ± 0.010 | +50.0 % (+30.0 to +70.0) |'
+    ' 90.0 % |'
   ) in lines
-  assert '`experiments/session_ablations.py:movielens`' in lines[-1]
+  assert '`experiments/a.py:b`' in lines[-1]
 
 
 @pytest.mark.parametrize(
-  'table', [sweep_tables.next_item, sweep_tables.sessions]
+  'table',
+  [
+    sweep_tables.next_item,
+    functools.partial(sweep_tables.sessions, recipe='a.py:b'),
+  ],
 )
 def test_a_sweep_that_was_not_run_is_called_not_measured(monkeypatch, table):
   monkeypatch.setattr(measured_runs, 'read', lambda name: None)
