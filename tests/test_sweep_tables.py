@@ -69,7 +69,8 @@ def test_verdicts_and_where_it_came_from_end_the_block(run):
   text = _table()
   assert '- OneRec is above TIGER: **holds**' in text
   assert text.endswith(
-    '15 minutes for all rows on NVIDIA H200.'
+    '15 minutes for all rows on NVIDIA H200, without stages that'
+    ' earlier sweeps had completed.'
     ' `experiments/public_benchmark.py:beauty`, commit abc1234.'
   )
 
