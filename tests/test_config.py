@@ -53,6 +53,20 @@ def test_wrong_type_names_the_path(values, message):
     ({'mesh': {'data': -1, 'expert': -1}}, 'at most one'),
     ({'mesh': {'data': 1, 'expert': 5}}, 'not divisible by mesh.expert=5'),
     ({'stages': ('embed', 'prepare')}, 'must follow the order'),
+    (
+      {
+        'model': {'normalise_over': 'catalogue'},
+        'evaluate': {'decoding': {'constrain': 'none'}},
+      },
+      "set evaluate.decoding.constrain='trie'",
+    ),
+    (
+      {
+        'model': {'normalise_over': 'catalogue'},
+        'stages': ('pretrain', 'reward', 'align'),
+      },
+      r"does not go with stages \['align'\]",
+    ),
     ({'embed': {'parts': ({'kind': 'array'},)}}, r'parts\[0\]\.path'),
     (
       {'pretrain': {'pipeline': {'length_buckets': (10, 20)}}},

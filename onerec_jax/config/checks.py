@@ -65,6 +65,7 @@ def _problems(experiment: Experiment) -> Iterator[str]:
   ):
     if not 0 <= rate < 1:
       yield f'{path}={rate} must lie in [0, 1).'
+  yield from _catalogue_problems(e)
   yield from _train_problems('pretrain', e.pretrain, e.data.history_length)
   if 'reward' in e.stages:
     yield from _train_problems('reward', e.reward, e.data.history_length)
@@ -109,6 +110,24 @@ def _problems(experiment: Experiment) -> Iterator[str]:
     if part.kind == 'array' and not part.path:
       yield f"embed.parts[{i}].kind='array' needs embed.parts[{i}].path."
   yield from _mesh_problems(e)
+
+
+def _catalogue_problems(e: Experiment) -> Iterator[str]:
+  """Problems of probabilities that are over the catalogue only."""
+  if e.model.normalise_over == 'codes' or e.architecture != 'onerec':
+    return
+  aligned = [s for s in ('align', 'reinforce') if s in e.stages]
+  if aligned:
+    yield (
+      f"model.normalise_over='catalogue' does not go with stages {aligned},"
+      ' which compare probabilities over all codes: set'
+      " model.normalise_over='codes', or leave these stages out."
+    )
+  if e.evaluate.decoding.constrain == 'none':
+    yield (
+      "model.normalise_over='catalogue' knows nothing of what is no item: set"
+      " evaluate.decoding.constrain='trie', or model.normalise_over='codes'."
+    )
 
 
 def _train_problems(

@@ -126,6 +126,15 @@ class ModelConfig:
   relative_buckets: int = 32  # T5 relative position bias
   relative_max_distance: int = 128  # tokens; also the rows of the recency table
   tie_head: bool = True  # output head = code embeddings
+  # What a code's probability is normalised over.  codes: all codes of its level
+  # (the papers).  catalogue: those that follow its prefix in the catalogue, in
+  # training as in decoding: nothing is spent on learning which IDs exist, and
+  # nothing is known of it without the trie.
+  normalise_over: Literal['codes', 'catalogue'] = 'codes'
+  # Where the codes' embeddings start.  random: N(0, 1).  codebook: the
+  # tokenizer's centroids, turned and scaled, so that codes that are near each
+  # other are so from the first step.
+  code_init: Literal['random', 'codebook'] = 'random'
   # Cross-attention while training: absorbed folds W_k, W_v into the queries
   # (exact, fewer FLOPs when target tokens < head_dim); projected is the
   # textbook form; auto takes absorbed when it costs fewer FLOPs.

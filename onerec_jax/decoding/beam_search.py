@@ -26,6 +26,7 @@ def search(
   num_items: int = 1,
   exclude_codes: Int[Array, 'B X L'] | None = None,
   forbid_repeats: bool = False,
+  normalise: bool = False,
 ) -> BeamResult:
   """Returns the `num_beams` most probable sessions found, best first.
 
@@ -45,6 +46,8 @@ def search(
     exclude_codes: IDs no result may hold, e.g. those of items already seen;
       rows of -1 are ignored.  Needs a trie.
     forbid_repeats: no ID twice in one session.
+    normalise: P over the codes that follow in the trie, not over all; for
+      models with normalise_over='catalogue'.
 
   Reference: spec §8; OneRec, arXiv:2502.18965, section 4.2.
   """
@@ -80,6 +83,7 @@ def search(
     num_items=num_items,
     exclude_codes=exclude_codes,
     forbid_repeats=forbid_repeats,
+    normalise=normalise,
   )
 
 

@@ -233,6 +233,7 @@ def candidates(
   *,
   level: int,
   num_codes: int,
+  normalise: bool,
 ) -> Candidates:
   """Masks the model's distribution over the codes of one level.
 
@@ -244,6 +245,8 @@ def candidates(
     blocked: candidates to leave out; None: none.
     level: level of the code.
     num_codes: codes of this level (K).
+    normalise: over the codes that follow in the catalogue, blocked or not;
+      without a trie there is nothing to normalise over.
   """
   scores = log_probs[..., :num_codes]
   codes = children = allowed = None
@@ -252,14 +255,15 @@ def candidates(
     codes, children, allowed = stored.children(node)
     scores = jnp.take_along_axis(scores, codes, axis=-1, mode='clip')
   elif stored is not None:
-    words = jnp.take(stored.words, node, axis=0, mode='clip')
-    bits = (
-      words[..., None] >> jnp.arange(32, dtype=jnp.uint32)[None, None, None]
-    )
-    allowed = (bits & 1).astype(bool).reshape(*node.shape, -1)[..., :num_codes]
-  for mask in (allowed, None if blocked is None else ~blocked):
-    if mask is not None:
-      scores = jnp.where(mask, scores, -jnp.inf)
+    allowed = stored.followers(node, num_codes=num_codes)
+  if allowed is not None:
+    scores = jnp.where(allowed, scores, -jnp.inf)
+    if normalise:
+      total = jax.nn.logsumexp(scores, axis=-1, keepdims=True)
+      # A dead beam may stand where nothing follows.
+      scores = jnp.where(jnp.isfinite(total), scores - total, -jnp.inf)
+  if blocked is not None:
+    scores = jnp.where(blocked, -jnp.inf, scores)
   return Candidates(scores, codes=codes, children=children)
 
 

@@ -74,6 +74,7 @@ def generate(
   num_items: int,
   exclude_codes: Int[Array, 'B X L'] | None,
   forbid_repeats: bool,
+  normalise: bool,
 ) -> Hypotheses:
   """Generates sessions of `num_items` items, BOS forced before each, unscored.
 
@@ -90,6 +91,8 @@ def generate(
     num_items: items per session (M).
     exclude_codes: IDs not to generate; rows of -1 are ignored.
     forbid_repeats: no ID twice in a session.
+    normalise: probabilities over what follows in the trie; False: over all
+      codes of a level.
 
   Raises:
     ValueError: exclusions without a trie, or a trie of other levels.
@@ -130,6 +133,7 @@ def generate(
       exclusions=exclusions,
       first=first,
       forbid_repeats=forbid_repeats,
+      normalise=normalise,
       keep_cache=num_items > 1,
     )
 
@@ -168,6 +172,7 @@ def _extend(
   exclusions: constraints.Exclusions | None,
   first: bool,
   forbid_repeats: bool,
+  normalise: bool,
   keep_cache: bool,
 ) -> tuple[_State, Float[Array, 'B L']]:
   """Adds one item to every hypothesis; returns the entropy per level too."""
@@ -202,7 +207,13 @@ def _extend(
       )
       blocked = repeats if blocked is None else blocked | repeats
     found = constraints.candidates(
-      trie, log_probs, node, blocked, level=l, num_codes=num_codes
+      trie,
+      log_probs,
+      node,
+      blocked,
+      level=l,
+      num_codes=num_codes,
+      normalise=normalise,
     )
     choice = choose(found.log_probs, totals, position)
     totals = choice.log_probs

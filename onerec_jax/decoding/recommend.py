@@ -100,6 +100,7 @@ def make_recommender(
       num_items=decoding.num_items,
       exclude_codes=exclude_codes,
       forbid_repeats=decoding.forbid_repeats,
+      normalise=model.config.normalise_over == 'catalogue',
     )
     return rank_items(trie, hypotheses, excluded, top_k=top_k)
 

@@ -30,6 +30,7 @@ def sample(
   top_p: float = 1.0,
   exclude_codes: Int[Array, 'B X L'] | None = None,
   forbid_repeats: bool = False,
+  normalise: bool = False,
 ) -> generation.Hypotheses:
   """Draws `num_samples` (G) independent sessions per user, in random order.
 
@@ -52,6 +53,7 @@ def sample(
     top_p: probability kept per level, in (0, 1].  Spec §8 uses 0.95.
     exclude_codes: IDs no sample may hold; rows of -1 are ignored.
     forbid_repeats: no ID twice in one session.
+    normalise: as `beam_search.search`.
 
   Raises:
     ValueError: a setting is out of range.
@@ -120,4 +122,5 @@ def sample(
     num_items=num_items,
     exclude_codes=exclude_codes,
     forbid_repeats=forbid_repeats,
+    normalise=normalise,
   )

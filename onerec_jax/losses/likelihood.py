@@ -28,13 +28,15 @@ def next_code_loss(
   mask: Bool[Array, 'B M'],
   *,
   codes_per_level: tuple[int, ...],
+  allowed: Bool[Array, 'B M L C'] | None = None,
   label_smoothing: float = 0.0,
 ) -> TokenLoss:
   """Negative log-likelihood of each target code, per token.
 
     loss = -(1 - eps) log p(code) - eps mean_c log p(c)
 
-  p is the softmax over the codes of the token's own level; the m·L tokens
+  p is the softmax over the codes of the token's own level, or over those that
+  are allowed; so is the mean; the m·L tokens
   that follow a BOS or an earlier code are predicted, the token after s^L (the
   next BOS) is not (spec §7).
 
@@ -43,7 +45,8 @@ def next_code_loss(
     codes: targets, 0 <= code < codes_per_level[l]. [B, M, L]
     mask: False: the item is padding. [B, M]
     codes_per_level: sizes of the L codebooks.
-    label_smoothing: eps in [0, 1): mass spread evenly over the level's codes.
+    allowed: the codes that p gives mass to, the target among them; None: all.
+    label_smoothing: eps in [0, 1): mass spread evenly over these codes.
 
   Returns:
     Per-token values. [B, M, L]
@@ -53,13 +56,15 @@ def next_code_loss(
   sizes = np.asarray(codes_per_level)
   real = np.arange(num_codes)[None, :] < sizes[:, None]  # [L, C]
   real = real[None, None]
+  if allowed is not None:
+    real = real & allowed
   logits = jnp.where(real, logits.astype(jnp.float32), -jnp.inf)
   log_norm = jax.nn.logsumexp(logits, axis=-1)
   hit = codes[..., None] == np.arange(num_codes)[None, None, None, :]
   target = jnp.sum(jnp.where(hit, logits, 0), axis=-1)
   loss = log_norm - target
   if label_smoothing:
-    mean = jnp.sum(jnp.where(real, logits, 0), axis=-1) / sizes[None, None, :]
+    mean = jnp.mean(logits, axis=-1, where=real)
     loss = (1 - label_smoothing) * loss + label_smoothing * (log_norm - mean)
   keep = jnp.broadcast_to(mask[..., None], codes.shape)
   correct = jnp.argmax(logits, axis=-1) == codes

@@ -4,10 +4,14 @@ Glue between model, loss and batch; all mathematics is in losses/ and ops/.
 """
 
 from typing import Any
+from typing import NotRequired
 from typing import TypedDict
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
+from jaxtyping import Bool
+from jaxtyping import Int
 
 from onerec_jax import batch as batch_lib
 from onerec_jax import config
@@ -16,12 +20,14 @@ from onerec_jax.losses import router
 from onerec_jax.model import encoder_input
 from onerec_jax.model import onerec
 from onerec_jax.objectives import base
+from onerec_jax.semantic_ids import prefix_trie
 
 
 class Frozen(TypedDict):
   """Arrays that pre-training reads and never changes."""
 
   catalogue: batch_lib.Catalogue
+  trie: NotRequired[prefix_trie.PrefixTrie]  # model.normalise_over='catalogue'
 
 
 def make_objective(
@@ -37,7 +43,8 @@ def make_objective(
   smoothing weights of the reduction), 'accuracy/level_l', 'padding_share',
   'router/load' (share of the tokens per expert), 'router/drop_share' (of what
   was routed; 0 but with moe.exchange='all_to_all') and
-  'router/max_violation_batch'.
+  'router/max_violation_batch'.  With model.normalise_over='catalogue' p is over
+  the codes that follow the prefix in frozen['trie'].
 
   Args:
     model: the model; its parameters are the objective's.
@@ -46,6 +53,18 @@ def make_objective(
   """
   moe = model.config.moe
   codes_per_level = model.vocabulary.codes_per_level
+
+  def followers(
+    frozen: Frozen, codes: Int[Array, 'B M L']
+  ) -> Bool[Array, 'B M L C'] | None:
+    if model.config.normalise_over == 'codes':
+      return None
+    if 'trie' not in frozen:
+      raise ValueError(
+        "normalise_over='catalogue' reads the trie of the catalogue: pass"
+        " frozen={'catalogue': …, 'trie': PrefixTrie.build(…)}."
+      )
+    return frozen['trie'].followers(codes)
 
   def objective(
     params: Any,
@@ -72,6 +91,7 @@ def make_objective(
       target_codes,
       target_mask,
       codes_per_level=codes_per_level,
+      allowed=followers(frozen, target_codes),
       label_smoothing=train.label_smoothing,
     )
     token_loss = base.mean_of(tokens.loss, tokens.mask)

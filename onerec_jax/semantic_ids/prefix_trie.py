@@ -56,6 +56,15 @@ class BitmapLevel:
     rank = lax.population_count(below).astype(jnp.int32).sum(-1)
     return self.first_child.at(node) + rank, exists.any(-1)
 
+  def followers(
+    self, node: Int[Array, '*n'], *, num_codes: int
+  ) -> Bool[Array, '*n num_codes']:
+    """Returns which codes follow `node`."""
+    words = jnp.take(self.words, node, axis=0, mode='clip')
+    place = jnp.arange(32, dtype=jnp.uint32).reshape((1,) * words.ndim + (32,))
+    bits = (words[..., None] >> place) & 1
+    return bits.astype(bool).reshape(*node.shape, -1)[..., :num_codes]
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +92,17 @@ class ListLevel:
     real = slot < end
     codes = offsets.take(self.codes, jnp.where(real, slot, 0)).astype(jnp.int32)
     return codes, slot, real
+
+  def followers(
+    self, node: Int[Array, '*n'], *, num_codes: int
+  ) -> Bool[Array, '*n num_codes']:
+    """Returns which codes follow `node`."""
+    codes, _, real = self.children(node)
+    flat = jnp.where(real, codes, num_codes).reshape(-1, codes.shape[-1])
+    rows = jnp.arange(flat.shape[0])[:, None]
+    mask = jnp.zeros((flat.shape[0], num_codes), bool)
+    mask = mask.at[rows, flat].set(True, mode='drop')
+    return mask.reshape(*node.shape, num_codes)
 
   def child(
     self, node: Int[Array, '*n'], code: Int[Array, '*n']
@@ -209,6 +229,32 @@ class PrefixTrie:
       node = jnp.where(legal, node, 0)
       nodes.append(node)
     return jnp.stack(nodes, -1), legal
+
+  def followers(
+    self, codes: Int[Array, '*n L']
+  ) -> Bool[Array, '*n L max_codes']:
+    """Returns which codes may stand at each place, given those before it.
+
+    Args:
+      codes: IDs of the catalogue.
+
+    Returns:
+      True: an item has this code after the same prefix; False beyond the codes
+      of a level.
+    """
+    nodes, _ = self.path(codes)
+    parents = jnp.concatenate(
+      [jnp.zeros_like(nodes[..., :1]), nodes[..., :-1]], axis=-1
+    )
+    widest = max(self.codes_per_level)
+    masks = []
+    for l, (level, size) in enumerate(
+      zip(self.levels, self.codes_per_level, strict=True)
+    ):
+      mask = level.followers(parents[..., l], num_codes=size)
+      pad = [(0, 0)] * (mask.ndim - 1) + [(0, widest - size)]
+      masks.append(jnp.pad(mask, pad))
+    return jnp.stack(masks, -2)
 
   def lookup(self, codes: Int[Array, '*n L']) -> Int[Array, '*n']:
     """Returns the leaf of each ID, -1 where no item carries it."""

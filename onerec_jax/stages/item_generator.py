@@ -233,6 +233,7 @@ def _make_generate(
       'exclude_codes': recommend.used_up_ids(trie, catalogue.codes, excluded)
       if constrained
       else None,
+      'normalise': model.config.normalise_over == 'catalogue',
     }
     if settings.rollouts == 'beam':
       hypotheses = beam_search.search(

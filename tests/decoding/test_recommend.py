@@ -81,8 +81,13 @@ def _table(codes):
   return batch_lib.Catalogue(jnp.asarray(codes))
 
 
-def _forced_log_probs(model, params, bias, item_codes, batch, sessions):
-  """Σ log p of each session of each user, by teacher forcing. [B, W]"""
+def _forced_log_probs(
+  model, params, bias, item_codes, batch, sessions, trie=None
+):
+  """Σ log p of each session of each user, by teacher forcing. [B, W]
+
+  With a trie, p is over the codes that follow in it.
+  """
   rows, width, items, levels = sessions.shape
 
   def tile(x):
@@ -99,7 +104,11 @@ def _forced_log_probs(model, params, bias, item_codes, batch, sessions):
     jnp.ones((rows * width, items), bool),
     jnp.asarray(bias),
   )
-  log_probs = jax.nn.log_softmax(output.logits, axis=-1)
+  logits = output.logits
+  if trie is not None:
+    known = trie.followers(sessions.reshape(-1, items, levels))
+    logits = jnp.where(known, logits, -jnp.inf)
+  log_probs = jax.nn.log_softmax(logits, axis=-1)
   picked = jnp.take_along_axis(
     log_probs, sessions.reshape(-1, items, levels)[..., None], axis=-1
   )
@@ -186,6 +195,48 @@ def test_a_wide_beam_ranks_all_items_by_teacher_forced_probability(wide):
       rtol=1e-4,
       atol=1e-4,
     )
+
+
+def test_over_the_catalogue_the_probabilities_of_all_items_sum_to_one():
+  codes, trie = _catalogue()
+  model, params, bias = _model(
+    moe=config.MoEConfig(enabled=False), normalise_over='catalogue'
+  )
+  recommender = recommend.make_recommender(
+    model, config.DecodingConfig(num_beams=30), top_k=30
+  )
+  batch = _users([[0, 1, 2, 5], [11, 11, 4, 4]])
+  found = recommender(params, bias, _table(codes), trie, batch)
+  beams = found.hypotheses
+  valid = np.asarray(beams.valid)
+  # Item 3 has the ID of item 11 and may still be recommended.
+  np.testing.assert_array_equal(valid.sum(1), [24 - 4, 24 - 1])
+
+  def forced(sessions):
+    return np.asarray(
+      _forced_log_probs(
+        model,
+        params,
+        bias,
+        jnp.asarray(codes),
+        batch,
+        jnp.asarray(sessions),
+        trie,
+      )
+    )
+
+  # An ID that was seen keeps its share: the others are not scaled up.
+  seen = np.exp(forced(codes[np.asarray(batch.history_items)][:, :, None]))
+  shown = np.exp(np.where(valid, beams.log_probs, -np.inf)).sum(1)
+  gone = np.array([seen[0].sum(), seen[1, 2]])
+  np.testing.assert_allclose(shown + gone, 1.0, rtol=1e-5)
+  expected = forced(np.maximum(beams.codes, 0))
+  np.testing.assert_allclose(
+    np.asarray(beams.log_probs)[valid],
+    np.asarray(expected)[valid],
+    rtol=1e-4,
+    atol=1e-4,
+  )
 
 
 def test_new_parameters_and_a_new_catalogue_do_not_compile_again(wide):

@@ -91,3 +91,30 @@ def test_gradient_is_finite_when_everything_is_masked_or_certain():
   hit = codes[..., None] == jnp.arange(5)[None, None, None]
   certain = jax.grad(total)(jnp.where(hit, 1e4, -1e4), mask)
   assert np.isfinite(certain).all()
+
+
+def test_only_allowed_codes_share_the_probability():
+  # Of weights (1, 3, 4) the last is not allowed: p = 1/4 and 3/4.
+  logits = jnp.log(jnp.asarray([[[[1.0, 3.0, 4.0]]]]))
+  codes, mask = jnp.asarray([[[1]]]), jnp.asarray([[True]])
+
+  def loss(logits, smoothing):
+    return likelihood.next_code_loss(
+      logits,
+      codes,
+      mask,
+      codes_per_level=(3,),
+      allowed=jnp.asarray([[[[True, True, False]]]]),
+      label_smoothing=smoothing,
+    )
+
+  plain = loss(logits, 0.0)
+  np.testing.assert_allclose(plain.loss, [[[np.log(4 / 3)]]], rtol=1e-6)
+  assert plain.correct.all()  # the third is likelier, but not allowed
+  want = 0.8 * np.log(4 / 3) + 0.2 * (np.log(4) + np.log(4 / 3)) / 2
+  np.testing.assert_allclose(loss(logits, 0.2).loss, [[[want]]], rtol=1e-6)
+  gradient = jax.grad(lambda x: loss(x, 0.2).loss.sum())(logits)[0, 0, 0]
+  # p - (1 - eps) target - eps / 2, and nothing at what is not allowed.
+  np.testing.assert_allclose(
+    gradient, [0.25 - 0.1, 0.75 - 0.8 - 0.1, 0.0], atol=1e-6
+  )

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -12,6 +13,7 @@ from onerec_jax.model import onerec
 from onerec_jax.model import parameters
 from onerec_jax.objectives import base
 from onerec_jax.objectives import pretrain
+from onerec_jax.semantic_ids import prefix_trie
 from onerec_jax.semantic_ids import vocabulary
 
 _NUM_ITEMS = 12
@@ -214,3 +216,41 @@ def test_mean_ignores_what_is_masked_even_if_not_finite():
   assert (float(mean.total), float(mean.count)) == (4.0, 2.0)
   gradient = jax.grad(lambda v: base.mean_of(v, where).total)(values)
   np.testing.assert_array_equal(gradient, [1.0, 0.0, 1.0, 0.0])
+
+
+def test_over_the_catalogue_only_the_codes_of_items_share_the_probability(
+  setup,
+):
+  model, params, frozen = setup
+  codes = np.asarray(frozen['catalogue'].codes)
+  batch = _batch()
+  objective = pretrain.make_objective(
+    model.clone(config=dataclasses.replace(_MODEL, normalise_over='catalogue')),
+    config.TrainConfig(ntp_reduction='mean'),
+  )
+  bias = np.zeros((1, 4), np.float32)
+  with pytest.raises(ValueError, match='pass frozen='):
+    jax.jit(functools.partial(objective, key=None))(
+      params, bias, frozen, batch
+    )
+  trie = prefix_trie.PrefixTrie.build(codes, _SIZES)
+  output = jax.jit(functools.partial(objective, key=None))(
+    params, bias, {**frozen, 'trie': trie}, batch
+  )
+  logits = jax.jit(functools.partial(model.apply, deterministic=True))(
+    {'params': params},
+    encoder_input.of_batch(batch, frozen['catalogue']),
+    codes[batch.target_items],
+    batch.target_mask,
+    bias,
+  ).logits
+  losses, left_out = [], 0
+  for b, i in np.argwhere(batch.target_mask):
+    own = codes[batch.target_items[b, i]]
+    for l in range(2):
+      known = sorted({c[l] for c in codes.tolist() if c[:l] == list(own[:l])})
+      row = np.asarray(logits[b, i, l], np.float64)
+      losses.append(np.log(np.exp(row[known]).sum()) - row[own[l]])
+      left_out += _SIZES[l] - len(known)
+  assert left_out
+  np.testing.assert_allclose(output.loss.value(), np.mean(losses), rtol=1e-5)

@@ -199,3 +199,23 @@ def test_offsets_widen_when_a_block_holds_more_than_65535():
   trie = prefix_trie.PrefixTrie.build(codes, (2,))
   assert trie.first_item.fine.dtype == jnp.uint32
   assert int(trie.bucket_size(jnp.array([0]))[0]) == 70_000
+
+
+@pytest.mark.parametrize('codes_per_level, num_items, limit', _CASES)
+def test_followers_are_the_codes_that_items_have_after_the_prefix(
+  codes_per_level, num_items, limit
+):
+  codes = _catalogue(codes_per_level, num_items)
+  trie = prefix_trie.PrefixTrie.build(
+    codes, codes_per_level, max_bitmap_bytes=limit
+  )
+  got = jax.jit(lambda trie, codes: trie.followers(codes))(
+    trie, jnp.asarray(codes).reshape(1, num_items, -1)
+  )
+  widest = max(codes_per_level)
+  want = np.zeros((1, num_items, len(codes_per_level), widest), bool)
+  for i, own in enumerate(codes):
+    for l in range(len(codes_per_level)):
+      same = (codes[:, :l] == own[:l]).all(1)
+      want[0, i, l, codes[same, l]] = True
+  np.testing.assert_array_equal(got, want)
