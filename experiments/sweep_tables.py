@@ -276,9 +276,8 @@ def sessions(name: str, title: str, *, recipe: str) -> str:
 
 
 def _origin(run: Mapping[str, Any]) -> str:
-  """Returns how long a sweep took, and where."""
-  minutes = sum(row['seconds'] for row in run['sweep']['rows']) / 60
-  return (
-    f'{minutes:.0f} minutes for all rows on {run["machine"]}, without stages'
-    ' that earlier sweeps had completed.'
-  )
+  """Returns how long a sweep took, where that is known, and on what."""
+  seconds = run['sweep'].get('seconds')
+  if seconds is None:  # an earlier version left out what it reused
+    return f'Run on {run["machine"]}.'
+  return f'{seconds / 60:.0f} minutes for all rows on {run["machine"]}.'

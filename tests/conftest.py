@@ -1,9 +1,14 @@
-"""Test set-up: eight CPU devices, no silent rank promotion, quick compiles."""
+"""Test set-up: eight CPU devices, no silent rank promotion, quick compiles.
 
+And the smallest experiment.
+"""
+
+import dataclasses
 import gc
 import importlib.metadata
 import os
 import pathlib
+from typing import Any
 
 # Must be set before the first JAX array exists.
 _CACHE = pathlib.Path(__file__).parent.parent / '.pytest_cache' / 'jax'
@@ -19,6 +24,8 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
+
+from onerec_jax import config as config_lib  # noqa: E402
 
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_numpy_rank_promotion', 'raise')
@@ -69,3 +76,53 @@ def real_data_root() -> pathlib.Path:
       ' the folder that holds amazon2014/ and kuairand_pure/'
     )
   return root
+
+
+def _tiny_experiment(**sections: Any) -> config_lib.Experiment:
+  experiment = config_lib.Experiment(
+    name='tiny',
+    data=config_lib.DataConfig(
+      source='synthetic',
+      synthetic=config_lib.SyntheticConfig(
+        num_users=20, num_items=30, num_clusters=3, events_per_user=9
+      ),
+      sessions=config_lib.SessionsConfig(items_per_session=2),
+      history_length=6,
+    ),
+    embed=config_lib.EmbedConfig(
+      (config_lib.EmbedPart(kind='categories', dim=4),)
+    ),
+    tokenizer=config_lib.TokenizerConfig(
+      levels=2,
+      codes_per_level=6,
+      collision='reassign',
+      limits=config_lib.TokenizerLimits(0.1, None, 1.0),
+    ),
+    model=config_lib.ModelConfig(
+      embed_dim=8,
+      num_heads=2,
+      head_dim=4,
+      encoder_layers=1,
+      decoder_layers=1,
+      mlp_dim=8,
+      moe=config_lib.MoEConfig(enabled=False),
+    ),
+    sequential=config_lib.SequentialConfig(
+      embed_dim=8, num_layers=1, mlp_dim=8
+    ),
+    pretrain=config_lib.TrainConfig(
+      batch_size=8,
+      num_steps=2,
+      log_every_steps=2,
+      evaluate_every_steps=0,
+      checkpoint_every_steps=2,
+    ),
+    evaluate=config_lib.EvaluateConfig(batch_size=8, bootstrap_samples=20),
+  )
+  return dataclasses.replace(experiment, **sections)
+
+
+@pytest.fixture(scope='session')
+def tiny_experiment():
+  """Function (**sections) -> the smallest Experiment, with these sections."""
+  return _tiny_experiment

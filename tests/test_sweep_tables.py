@@ -69,10 +69,16 @@ def test_verdicts_and_where_it_came_from_end_the_block(run):
   text = _table()
   assert '- OneRec is above TIGER: **holds**' in text
   assert text.endswith(
-    '15 minutes for all rows on NVIDIA H200, without stages that'
-    ' earlier sweeps had completed.'
+    '15 minutes for all rows on NVIDIA H200.'
     ' `experiments/public_benchmark.py:beauty`, commit abc1234.'
   )
+
+
+def test_no_minutes_are_told_where_reused_stages_were_not_counted(run):
+  del run['sweep']['seconds']
+  _save(run)
+  assert 'Run on NVIDIA H200. `experiments' in _table()
+  assert 'minutes for all rows' not in _table()
 
 
 def test_a_changed_figure_changes_the_block(run):
@@ -109,7 +115,6 @@ def _session_sweep():
       'name': name,
       'users': 1500,
       'legality': [{'free_sessions': 0.8}, {'free_sessions': 1.0}],
-      'seconds': 60.0,
       'figures': {c: {'mean': mean, 'std': 0.01} for c in columns},
       'difference': {
         c: {'mean': mean - 0.5, 'low': mean - 0.6, 'high': mean - 0.4}
@@ -123,6 +128,7 @@ def _session_sweep():
     'config': {'evaluate': {'split': 'valid'}},
     'sweep': {
       'base': 'm = 1',
+      'seconds': 120.0,
       'seeds': [0, 1, 2],
       'columns': columns,
       'sessions_per_user': 8,

@@ -20,7 +20,6 @@ from onerec_jax.stages import report_next_item_rows as next_item_rows
 from onerec_jax.stages import report_page
 from onerec_jax.stages import report_sweep_figures as figures
 from onerec_jax.stages import report_words as words
-from onerec_jax.train import log
 
 _TEMPLATE = 'report_next_item.html'
 
@@ -77,7 +76,7 @@ def write(result: Mapping[str, Any], folder: epath.Path) -> epath.Path:
     'meta': [
       ('base', result['base']),
       ('seeds', ', '.join(map(str, result['seeds']))),
-      ('total', log.duration(sum(r['seconds'] for r in result['rows']))),
+      ('total', words.duration(result['seconds'])),
       ('commit', report_page.commit()),
     ],
     'cards': [
@@ -158,7 +157,7 @@ def _budget(result: Mapping[str, Any]) -> dict[str, Any]:
           words.count(next_item_rows.mean_over_seeds(row, 'steps')),
           words.count(next_item_rows.mean_over_seeds(row, 'best_step')),
           words.compact(next_item_rows.mean_over_seeds(row, 'examples_seen')),
-          words.UNKNOWN if spent is None else log.duration(spent),
+          words.duration(spent),
           words.percent(next_item_rows.mean_legality(row, 'as_decoded')),
           words.percent(next_item_rows.mean_legality(row, 'free_items')),
           words.four(float(np.mean(by_id)) if by_id else None),

@@ -22,7 +22,6 @@ from onerec_jax.stages import report_session_rewards
 from onerec_jax.stages import report_sweep_pictures as sweep_pictures
 from onerec_jax.stages import report_sweep_rows as sweep_rows
 from onerec_jax.stages import report_words as words
-from onerec_jax.train import log
 
 _TEMPLATE = 'report_sweep.html'
 
@@ -169,7 +168,7 @@ def write(result: Mapping[str, Any], folder: epath.Path) -> epath.Path:
     'meta': [
       ('base', result['base']),
       ('seeds', ', '.join(map(str, result['seeds']))),
-      ('total', log.duration(sum(r.get('seconds', 0) for r in result['rows']))),
+      ('total', words.duration(result['seconds'])),
       ('commit', report_page.commit()),
     ],
     'cards': _cards(result),
@@ -309,7 +308,7 @@ def _costs(result: Mapping[str, Any]) -> dict[str, Any]:
         'cells': [
           row['name'],
           words.compact(row.get('num_parameters')),
-          log.duration(float(row.get('seconds') or 0)),
+          words.duration(row['seconds']),
           str(len(rounds)) if rounds else words.UNKNOWN,
           words.count(pairs) if rounds else words.UNKNOWN,
           words.count(skipped) if rounds else words.UNKNOWN,
@@ -318,7 +317,8 @@ def _costs(result: Mapping[str, Any]) -> dict[str, Any]:
       }
     )
   return {
-    'caption': 'All seeds together; time: of what was not shared with others',
+    'caption': 'All seeds together; time: of every stage that a row rests on,'
+    ' shared or not, and of measuring it',
     'columns': [
       'variant', 'parameters', 'time', 'rounds', 'pairs', 'skipped',
       f'without {sweep_rows.judged(result)}',

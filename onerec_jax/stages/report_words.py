@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from collections.abc import Mapping
 from typing import Any
 
+from onerec_jax.train import log
+
 UNKNOWN = '–'
 
 
@@ -60,6 +62,11 @@ def percent(value: float | None, digits: int = 1) -> str:
 def seconds(value: float | None) -> str:
   """Returns a duration in seconds."""
   return UNKNOWN if value is None else f'{value:,.1f} s'
+
+
+def duration(value: float | None) -> str:
+  """Returns seconds as hours, minutes and seconds."""
+  return UNKNOWN if value is None else log.duration(value)
 
 
 def is_known(value: Any) -> bool:

@@ -149,6 +149,7 @@ def _write_table(
       for row in sweep.rows
     },
     floors=workdir.root / 'rows' / _FLOORS,
+    judging=_JUDGE_STAGES[sweep.judge],
   )
   workdir_lib.write_json(workdir.stage('sweep') / workdir_lib.RESULT, found)
   is_ranking = sweep.judge == 'next_item'
@@ -259,12 +260,12 @@ def _finish_row(row: Row, workdir: workdir_lib.Workdir, judge: _Judge) -> None:
     judge for judge, user in _JUDGES.items() if user in e.stages
   )
   stages: list[config_lib.Stage] = [s for s in e.stages if s in wanted]
-  start = time.perf_counter()
   runner.run_stages(e, shared, stages[:1], resume=True)
   check_catalogue(row.name, shared, judge.workdir)
   if isinstance(judge, next_item.Judge):
     next_item.check_users(row.name, shared, judge)
   runner.run_stages(e, shared, stages, resume=True)
+  start = time.perf_counter()
   trained = reinforce.load_final(e, shared)
   found = _measure(row, judge, trained)
   if not distributed.is_main():
@@ -277,7 +278,8 @@ def _finish_row(row: Row, workdir: workdir_lib.Workdir, judge: _Judge) -> None:
     path,
     {
       'digest': digest,
-      'seconds': time.perf_counter() - start,
+      'measuring_seconds': time.perf_counter() - start,
+      'stage_seconds': sweep_table.stage_seconds(shared, stages),
       'legality': found.legality,
       'legality_curve': _legality_curve(reinforced),
       'rounds': (training or {}).get('rounds'),

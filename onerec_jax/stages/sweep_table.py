@@ -37,6 +37,7 @@ def make(
   folders: Mapping[str, Sequence[epath.Path]],
   *,
   floors: epath.Path,
+  judging: Sequence[config_lib.Stage],
 ) -> dict[str, Any]:
   """Returns the table: all seeds together, and every seed alone.
 
@@ -45,6 +46,7 @@ def make(
     judges: seed -> judge.
     folders: row -> what it has answered, a folder per seed.
     floors: folder in which the floors' figures are kept.
+    judging: stages that make a judge.
   """
   judge = next(iter(judges.values()))
   values: dict[str, list[np.ndarray]] = {}
@@ -72,7 +74,7 @@ def make(
       'legality': [r['legality'] for r in results[row.name]],
       'legality_curves': [r['legality_curve'] for r in results[row.name]],
       'num_parameters': results[row.name][0]['num_parameters'],
-      'seconds': sum(r['seconds'] for r in results[row.name]),
+      'seconds': _seconds(results[row.name]),
       'rounds': [r['rounds'] for r in results[row.name]],
       # None in rows that an earlier version has finished.
       'training': [r.get('training') for r in results[row.name]],
@@ -86,9 +88,41 @@ def make(
     'seeds': list(judges),
     'columns': list(judge.columns),
     'judge': sweep.judge,
+    'seconds': _seconds(
+      [r for found in results.values() for r in found],
+      *(stage_seconds(j.workdir, judging) for j in judges.values()),
+    ),
     **figures.details,
     'rows': table,
   }
+
+
+def stage_seconds(
+  workdir: workdir_lib.Workdir, stages: Sequence[config_lib.Stage]
+) -> dict[str, float]:
+  """Returns how long each finished stage took, by its folder's name."""
+  seconds = {}
+  for stage in stages:
+    result = workdir.result(stage)
+    assert result is not None, stage  # without it nothing was measured
+    seconds[workdir.folder(stage).name] = result['seconds']
+  return seconds
+
+
+def _seconds(
+  rows: Sequence[Mapping[str, Any]], *others: Mapping[str, float]
+) -> float | None:
+  """Returns what rows rest on and their measuring took; shared stages once.
+
+  None: a row was finished by an earlier version, which left out stages that it
+  shared.
+  """
+  if any('stage_seconds' not in row for row in rows):
+    return None
+  stages: dict[str, float] = {}
+  for found in (*others, *(row['stage_seconds'] for row in rows)):
+    stages |= found
+  return sum(stages.values()) + sum(row['measuring_seconds'] for row in rows)
 
 
 def judge_parts(judge: Judge) -> tuple[Any, ...]:

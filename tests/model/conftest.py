@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import importlib.util
+import pathlib
 from typing import Any
 
 import jax
@@ -106,3 +108,24 @@ def _make_case(
 def make_case():
   """Function (batch, history, items, mesh, moe, **model fields) -> Case."""
   return _make_case
+
+
+def _load(name):
+  # Test folders are no packages.
+  path = pathlib.Path(__file__).parent / f'{name}.py'
+  spec = importlib.util.spec_from_file_location(name, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+@pytest.fixture(scope='session')
+def tiny_pathways():
+  """Module with a tiny encoder of pathways and its input."""
+  return _load('tiny_pathways')
+
+
+@pytest.fixture(scope='session')
+def tiny_p_score():
+  """Module with a tiny P-Score model, its input and its formula."""
+  return _load('tiny_p_score')

@@ -1,5 +1,6 @@
 """The program with every path in a bucket; see fake_bucket.py."""
 
+import dataclasses
 import json
 
 import fsspec
@@ -46,56 +47,56 @@ def _write_tables(folder: epath.Path) -> None:
     )
 
 
-def _experiment(raw: str, *, num_steps: int = 2) -> config.Experiment:
-  return config.validate(
-    config.Experiment(
-      name='remote',
-      data=config.DataConfig(
-        source='tables',
-        tables=config.TablesConfig(
-          interactions=f'{raw}/log.csv', items=f'{raw}/items.parquet'
+@pytest.fixture(name='make', scope='module')
+def fixture_make(bucket, tiny_experiment):
+  """Function (num_steps=2) -> an experiment on what lies in bucket/raw."""
+  tiny = tiny_experiment()
+  raw = f'{bucket}/raw'
+  moe = config.MoEConfig(num_experts=2, expert_dim=8, dispatch='dense')
+
+  def make(num_steps=2):
+    return config.validate(
+      dataclasses.replace(
+        tiny,
+        data=dataclasses.replace(
+          tiny.data,
+          source='tables',
+          tables=config.TablesConfig(
+            interactions=f'{raw}/log.csv', items=f'{raw}/items.parquet'
+          ),
+          sessions=config.SessionsConfig(items_per_session=1),
         ),
-        sessions=config.SessionsConfig(items_per_session=1),
-        history_length=6,
-      ),
-      embed=config.EmbedConfig(
-        parts=(config.EmbedPart(kind='array', path=f'{raw}/vectors.npz'),)
-      ),
-      tokenizer=config.TokenizerConfig(levels=2, codes_per_level=4),
-      model=config.ModelConfig(
-        embed_dim=8,
-        num_heads=2,
-        head_dim=4,
-        encoder_layers=1,
-        decoder_layers=1,
-        mlp_dim=8,
-        moe=config.MoEConfig(num_experts=2, expert_dim=8, dispatch='dense'),
-      ),
-      pretrain=config.TrainConfig(
-        batch_size=8,
-        num_steps=num_steps,
-        log_every_steps=1,
-        evaluate_every_steps=2,
-        checkpoint_every_steps=1,
-        keep_checkpoints=1,
-        profile_steps=(2, 2),
-      ),
-      evaluate=config.EvaluateConfig(
-        batch_size=8,
-        top_k=(1, 5),
-        bootstrap_samples=20,
-        num_example_users=2,
-        decoding=config.DecodingConfig(num_beams=8),
-      ),
+        embed=config.EmbedConfig(
+          parts=(config.EmbedPart(kind='array', path=f'{raw}/vectors.npz'),)
+        ),
+        tokenizer=config.TokenizerConfig(levels=2, codes_per_level=4),
+        model=dataclasses.replace(tiny.model, moe=moe),
+        pretrain=dataclasses.replace(
+          tiny.pretrain,
+          num_steps=num_steps,
+          log_every_steps=1,
+          evaluate_every_steps=2,
+          checkpoint_every_steps=1,
+          keep_checkpoints=1,
+          profile_steps=(2, 2),
+        ),
+        evaluate=dataclasses.replace(
+          tiny.evaluate,
+          top_k=(1, 5),
+          num_example_users=2,
+          decoding=config.DecodingConfig(num_beams=8),
+        ),
+      )
     )
-  )
+
+  return make
 
 
 @pytest.fixture(scope='module')
-def run(bucket):
+def run(bucket, make):
   """(experiment, workdir) after every stage."""
   _write_tables(epath.Path(bucket) / 'raw')
-  experiment = _experiment(f'{bucket}/raw')
+  experiment = make()
   workdir = workdir_lib.Workdir(f'{bucket}/run')
   runner.run_stages(experiment, workdir, experiment.stages, resume=True)
   return experiment, workdir
@@ -135,9 +136,9 @@ def test_nothing_is_written_beside_the_bucket(run, fake_bucket, tmp_path):
   }  # fmt: skip
 
 
-def test_training_continues_from_the_bucket(run, bucket):
+def test_training_continues_from_the_bucket(run, make):
   _, workdir = run
-  longer = _experiment(f'{bucket}/raw', num_steps=3)
+  longer = make(num_steps=3)
   runner.run_stages(longer, workdir, ('pretrain',), resume=True)
   assert workdir.result('pretrain')['steps'] == 3
   records = log.read_metrics(workdir.folder('pretrain') / log.METRICS)

@@ -32,31 +32,21 @@ from onerec_jax.train import state
 CODES = 6  # per level; 6 * 6 IDs for 30 items, with planted collisions
 
 
-def tiny_experiment() -> config.Experiment:
-  """Settings of `tiny_run`."""
-  return config.validate(
-    config.Experiment(
-      name='tiny',
-      data=config.DataConfig(
-        source='synthetic',
-        synthetic=config.SyntheticConfig(
-          num_users=20, num_items=30, num_clusters=3, events_per_user=9
-        ),
-        sessions=config.SessionsConfig(items_per_session=2),
-        history_length=6,
-      ),
+@pytest.fixture(scope='session')
+def tiny_run(tmp_path_factory, tiny_experiment):
+  """(experiment, workdir) with data, IDs, embeddings and a checkpoint.
+
+  Tests may add stages' outputs, but must not change what is there.
+  """
+  tiny = tiny_experiment()
+  moe = config.MoEConfig(num_experts=2, expert_dim=8)
+  experiment = config.validate(
+    dataclasses.replace(
+      tiny,
       tokenizer=config.TokenizerConfig(levels=2, codes_per_level=CODES),
-      model=config.ModelConfig(
-        embed_dim=8,
-        num_heads=2,
-        head_dim=4,
-        encoder_layers=1,
-        decoder_layers=1,
-        mlp_dim=8,
-        moe=config.MoEConfig(num_experts=2, expert_dim=8),
-      ),
-      evaluate=config.EvaluateConfig(
-        batch_size=8,
+      model=dataclasses.replace(tiny.model, moe=moe),
+      evaluate=dataclasses.replace(
+        tiny.evaluate,
         top_k=(1, 5, 10),
         bootstrap_samples=50,
         num_example_users=3,
@@ -64,15 +54,6 @@ def tiny_experiment() -> config.Experiment:
       ),
     )
   )
-
-
-@pytest.fixture(scope='session')
-def tiny_run(tmp_path_factory):
-  """(experiment, workdir) with data, IDs, embeddings and a checkpoint.
-
-  Tests may add stages' outputs, but must not change what is there.
-  """
-  experiment = tiny_experiment()
   workdir = workdir_lib.Workdir(tmp_path_factory.mktemp('tiny_run'))
   prepared = prepare.run(experiment, workdir)
   workdir.finish('prepare', {**prepared, 'seconds': 1.5})
@@ -206,19 +187,36 @@ def read_page():
   return Page
 
 
-@pytest.fixture(scope='session')
-def aligned_run():
-  """Module that makes up what an aligned run leaves."""
-  path = pathlib.Path(__file__).parent / 'aligned_run.py'
-  spec = importlib.util.spec_from_file_location('aligned_run', path)
+def _load(name):
+  # Test folders are no packages.
+  path = pathlib.Path(__file__).parent / f'{name}.py'
+  spec = importlib.util.spec_from_file_location(name, path)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   return module
 
 
+@pytest.fixture(scope='session')
+def aligned_run():
+  """Module that makes up what an aligned run leaves."""
+  return _load('aligned_run')
+
+
+@pytest.fixture(scope='session')
+def reinforced_run():
+  """Module that makes up what the technical report's system leaves."""
+  return _load('reinforced_run')
+
+
+@pytest.fixture(scope='session')
+def made_sweep():
+  """Module that makes up what a sweep leaves that sessions judge."""
+  return _load('made_sweep')
+
+
 @pytest.fixture
 def coarse_pictures(monkeypatch):
-  monkeypatch.setattr(report_canvas, 'DPI', 40)
+  monkeypatch.setattr(report_canvas, 'DPI', 20)
 
 
 @pytest.fixture

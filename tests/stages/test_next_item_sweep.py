@@ -18,14 +18,6 @@ from onerec_jax.stages import sweep
 from onerec_jax.stages import sweep_table
 
 _USERS, _ITEMS = 24, 12
-_TRAIN = config.TrainConfig(
-  batch_size=8,
-  num_steps=2,
-  log_every_steps=2,
-  evaluate_every_steps=1,
-  evaluate_examples=8,
-  checkpoint_every_steps=2,
-)
 _STAGES: tuple[config.Stage, ...] = (
   'prepare', 'embed', 'tokenize', 'pretrain',
 )  # fmt: skip
@@ -63,45 +55,33 @@ def folder(tmp_path_factory):
   return path
 
 
-def _experiment(folder, rows, *, base='OneRec', seeds=(0,)):
-  return config.Experiment(
-    name='tiny benchmark',
-    stages=_STAGES,
-    data=config.DataConfig(
-      source='amazon_sequences',
-      path=str(folder),
-      variant='Tiny',
-      sessions=config.SessionsConfig(items_per_session=2),
-      history_length=6,
-    ),
-    embed=config.EmbedConfig((config.EmbedPart(kind='categories', dim=4),)),
-    tokenizer=config.TokenizerConfig(
-      levels=2,
-      codes_per_level=4,
-      collision='reassign',
-      limits=config.TokenizerLimits(0.1, None, 1.0),
-    ),
-    model=config.ModelConfig(
-      embed_dim=8,
-      num_heads=2,
-      head_dim=4,
-      encoder_layers=1,
-      decoder_layers=1,
-      mlp_dim=8,
-      moe=config.MoEConfig(enabled=False),
-    ),
-    sequential=config.SequentialConfig(embed_dim=8, num_layers=1, mlp_dim=8),
-    pretrain=_TRAIN,
-    evaluate=config.EvaluateConfig(
-      batch_size=8,
-      top_k=(2, 5),
-      bootstrap_samples=20,
-      decoding=config.DecodingConfig(num_beams=6),
-    ),
-    sweep=config.SweepConfig(
-      title='Tiny', rows=rows, seeds=seeds, base=base, judge='next_item'
-    ),
-  )
+@pytest.fixture(name='make', scope='module')
+def fixture_make(folder, tiny_experiment):
+  """Function (rows) -> a sweep of seed 0."""
+  tiny = tiny_experiment()
+
+  def make(rows):
+    return dataclasses.replace(
+      tiny,
+      stages=_STAGES,
+      data=dataclasses.replace(
+        tiny.data, source='amazon_sequences', path=str(folder), variant='Tiny'
+      ),
+      tokenizer=dataclasses.replace(tiny.tokenizer, codes_per_level=4),
+      pretrain=dataclasses.replace(
+        tiny.pretrain, evaluate_every_steps=1, evaluate_examples=8
+      ),
+      evaluate=dataclasses.replace(
+        tiny.evaluate,
+        top_k=(2, 5),
+        decoding=config.DecodingConfig(num_beams=6),
+      ),
+      sweep=config.SweepConfig(
+        title='Tiny', rows=rows, base='OneRec', judge='next_item'
+      ),
+    )
+
+  return make
 
 
 _ROWS = (
@@ -111,8 +91,8 @@ _ROWS = (
 
 
 @pytest.fixture(scope='module')
-def finished(folder, tmp_path_factory):
-  experiment = _experiment(folder, _ROWS)
+def finished(make, tmp_path_factory):
+  experiment = make(_ROWS)
   workdir = workdir_lib.Workdir(tmp_path_factory.mktemp('sweep'))
   return experiment, workdir, sweep.run(experiment, workdir)
 
@@ -322,10 +302,10 @@ def test_an_unknown_judge_is_refused_with_the_known_ones():
     config.from_config_dict({'sweep': {'judge': 'nobody'}})
 
 
-def test_an_unknown_published_row_is_refused_before_training(folder, tmp_path):
+def test_an_unknown_published_row_is_refused_before_training(make, tmp_path):
   rows = (config.SweepRow('OneRec', published='OneRec-1B'),)
   with pytest.raises(ValueError, match="no row of TIGER's Table 1"):
-    sweep.run(_experiment(folder, rows), workdir_lib.Workdir(tmp_path))
+    sweep.run(make(rows), workdir_lib.Workdir(tmp_path))
 
 
 def test_a_row_named_as_a_floor_is_refused(finished):
@@ -341,6 +321,7 @@ def test_a_row_named_as_a_floor_is_refused(finished):
       {0: _judge(finished)},
       {'Popularity': [place]},
       floors=workdir.root / 'rows' / 'floors',
+      judging=('prepare',),
     )
 
 

@@ -8,17 +8,12 @@ import pytest
 import rich.console
 
 from onerec_jax import workdir as workdir_lib
-from onerec_jax.stages import published
-from onerec_jax.stages import report_canvas
 from onerec_jax.stages import report_next_item
 from onerec_jax.stages import report_next_item_rows as rows
 
+pytestmark = pytest.mark.usefixtures('coarse_pictures')
+
 _KEPT = pathlib.Path(__file__).parents[1] / 'next_item_sweep.json'
-
-
-@pytest.fixture(autouse=True)
-def coarse_pictures(monkeypatch):
-  monkeypatch.setattr(report_canvas, 'DPI', 20)
 
 
 @pytest.fixture
@@ -29,34 +24,6 @@ def sweep():
 def _row(sweep, name):
   every = (*sweep['rows'], *sweep['floors'])
   return next(row for row in every if row['name'] == name)
-
-
-# --- Published figures ------------------------------------------------------
-
-
-def test_published_figures_are_those_of_the_papers():
-  assert len(published.NEXT_ITEM) == 18
-  tiger = published.NEXT_ITEM['Beauty/TIGER']
-  assert tiger == {
-    'recall@5': 0.0454,
-    'ndcg@5': 0.0321,
-    'recall@10': 0.0648,
-    'ndcg@10': 0.0384,
-  }
-  assert published.NEXT_ITEM['Sports/SASRec']['recall@10'] == 0.0350
-  # TIGER leads its own table on both sets, in every column.
-  for data in ('Beauty', 'Sports'):
-    table = {n: r for n, r in published.NEXT_ITEM.items() if n.startswith(data)}
-    for column in published.NEXT_ITEM_COLUMNS:
-      assert max(table, key=lambda n: table[n][column]) == f'{data}/TIGER'
-
-
-def test_each_table_knows_its_own_rows():
-  assert published.find('beauty/tiger', published.NEXT_ITEM) == 'Beauty/TIGER'
-  assert published.find('Beauty/TIGER') is None
-  assert published.find('+IPA', published.NEXT_ITEM) is None
-  message = published.describe_unknown('x', published.NEXT_ITEM)
-  assert 'Sports/S3-Rec' in message
 
 
 # --- Rows -------------------------------------------------------------------

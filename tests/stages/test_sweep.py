@@ -10,78 +10,54 @@ from onerec_jax import workdir as workdir_lib
 from onerec_jax.stages import prepare
 from onerec_jax.stages import runner
 from onerec_jax.stages import sweep
+from onerec_jax.stages import sweep_table
 
-_TRAIN = config.TrainConfig(
-  batch_size=8,
-  num_steps=2,
-  log_every_steps=2,
-  evaluate_every_steps=0,
-  checkpoint_every_steps=2,
-)
 _BEFORE = ['prepare', 'embed', 'tokenize', 'pretrain']
 _ALIGNED = [*_BEFORE, 'reward', 'align']
 
 
-def _experiment(rows, base='before', seeds=(0,)):
-  return config.Experiment(
-    name='tiny sweep',
-    stages=config.V1_STAGES,
-    data=config.DataConfig(
-      source='synthetic',
-      synthetic=config.SyntheticConfig(
-        num_users=20, num_items=30, num_clusters=3, events_per_user=9
+@pytest.fixture(name='make', scope='module')
+def fixture_make(tiny_experiment):
+  """Function (rows, base) -> a sweep of seed 0."""
+  tiny = tiny_experiment()
+
+  def make(rows, base='before'):
+    return dataclasses.replace(
+      tiny,
+      stages=config.V1_STAGES,
+      reward_model=config.RewardModelConfig(
+        targets=(config.RewardTarget(name='ltr', column='is_like'),),
+        items_per_session=2,
+        embed_dim=8,
+        num_heads=2,
+        num_layers=1,
+        tower_dim=4,
+        held_out_share=0.3,
       ),
-      sessions=config.SessionsConfig(items_per_session=2),
-      history_length=6,
-    ),
-    embed=config.EmbedConfig((config.EmbedPart(kind='categories', dim=4),)),
-    tokenizer=config.TokenizerConfig(
-      levels=2,
-      codes_per_level=6,
-      collision='reassign',
-      limits=config.TokenizerLimits(0.1, None, 1.0),
-    ),
-    model=config.ModelConfig(
-      embed_dim=8,
-      num_heads=2,
-      head_dim=4,
-      encoder_layers=1,
-      decoder_layers=1,
-      mlp_dim=8,
-      moe=config.MoEConfig(enabled=False),
-    ),
-    sequential=config.SequentialConfig(embed_dim=8, num_layers=1, mlp_dim=8),
-    pretrain=_TRAIN,
-    reward_model=config.RewardModelConfig(
-      targets=(config.RewardTarget(name='ltr', column='is_like'),),
-      items_per_session=2,
-      embed_dim=8,
-      num_heads=2,
-      num_layers=1,
-      tower_dim=4,
-      held_out_share=0.3,
-    ),
-    reward=dataclasses.replace(
-      _TRAIN,
-      num_steps=8,
-      optimizer=config.OptimizerConfig(peak_learning_rate=1e-2, warmup_steps=0),
-    ),
-    align=_TRAIN,
-    preference=config.PreferenceConfig(
-      rounds=1,
-      sample_share=0.5,
-      rollout_batch_size=8,
-      rollout=config.DecodingConfig(num_beams=4, num_items=2),
-    ),
-    evaluate=config.EvaluateConfig(
-      batch_size=8,
-      bootstrap_samples=20,
-      sessions=config.SessionEvaluationConfig(
-        max_users=8, num_sessions=2, resamples=3, legality_users=4
+      reward=dataclasses.replace(
+        tiny.pretrain,
+        num_steps=8,
+        optimizer=config.OptimizerConfig(
+          peak_learning_rate=1e-2, warmup_steps=0
+        ),
       ),
-    ),
-    sweep=config.SweepConfig(title='Tiny', rows=rows, seeds=seeds, base=base),
-  )
+      align=tiny.pretrain,
+      preference=config.PreferenceConfig(
+        rounds=1,
+        sample_share=0.5,
+        rollout_batch_size=8,
+        rollout=config.DecodingConfig(num_beams=4, num_items=2),
+      ),
+      evaluate=dataclasses.replace(
+        tiny.evaluate,
+        sessions=config.SessionEvaluationConfig(
+          max_users=8, num_sessions=2, resamples=3, legality_users=4
+        ),
+      ),
+      sweep=config.SweepConfig(title='Tiny', rows=rows, base=base),
+    )
+
+  return make
 
 
 def _row(name, **overrides):
@@ -96,8 +72,8 @@ _ROWS = (
 
 
 @pytest.fixture(scope='module')
-def finished(tmp_path_factory):
-  experiment = _experiment(_ROWS)
+def finished(make, tmp_path_factory):
+  experiment = make(_ROWS)
   workdir = workdir_lib.Workdir(tmp_path_factory.mktemp('sweep'))
   return experiment, workdir, sweep.run(experiment, workdir)
 
@@ -141,6 +117,37 @@ def test_the_table_has_every_row_and_its_difference_to_the_base(finished):
   assert experiment.sweep.base == result['base']
 
 
+def test_seconds_hold_reused_stages_and_in_all_each_stage_once(finished):
+  experiment, workdir, result = finished
+  stages = workdir.root / 'stages'
+  everything = sum(
+    workdir_lib.read_json(p / 'result.json')['seconds']
+    for p in stages.iterdir()
+  )
+  for row, table_row in zip(_ROWS, result['rows'], strict=True):
+    own = sweep.row_experiment(experiment, row, seed=0)
+    shared = sweep.shared_workdir(
+      own, workdir, f'{sweep.slug(row.name)}/seed_0'
+    )
+    answered = workdir_lib.read_json(shared.root / 'result.json')
+    rests_on = [shared.result(s)['seconds'] for s in own.stages]
+    measuring = answered['measuring_seconds']
+    assert table_row['seconds'] == pytest.approx(sum(rests_on) + measuring)
+    everything += measuring
+  assert result['seconds'] == pytest.approx(everything)
+
+
+def test_a_stage_that_rows_and_judge_share_counts_as_when_the_row_ran_it():
+  rows = [
+    {'stage_seconds': {'a': 2.0, 'b': 3.0}, 'measuring_seconds': 1.0},
+    {'stage_seconds': {'a': 2.0, 'c': 5.0}, 'measuring_seconds': 1.0},
+  ]
+  # a, b, c, twice 1; the judge's j; made anew elsewhere, a took 9.
+  assert sweep_table._seconds(rows, {'a': 9.0, 'j': 4.0}) == 2 + 3 + 5 + 2 + 4
+  rows.append({'seconds': 7.0})  # without what it reused
+  assert sweep_table._seconds(rows) is None
+
+
 def test_a_finished_sweep_trains_nothing_again(finished, monkeypatch):
   experiment, workdir, result = finished
   wanted = runner.run_stages
@@ -154,10 +161,10 @@ def test_a_finished_sweep_trains_nothing_again(finished, monkeypatch):
   assert again['rows'] == result['rows']
 
 
-def test_override_that_does_not_exist_names_the_row():
+def test_override_that_does_not_exist_names_the_row(make):
   row = _row('odd', model={'embed_dimm': 3})
   with pytest.raises(ValueError, match=r"row 'odd'.*model\.embed_dim'"):
-    sweep.row_experiment(_experiment((row,)), row, seed=0)
+    sweep.row_experiment(make((row,)), row, seed=0)
 
 
 @pytest.mark.parametrize(
@@ -173,9 +180,9 @@ def test_override_that_does_not_exist_names_the_row():
     ),
   ],
 )
-def test_a_table_that_cannot_be_is_refused(rows, base, message, tmp_path):
+def test_a_table_that_cannot_be_is_refused(make, rows, base, message, tmp_path):
   with pytest.raises(ValueError, match=message):
-    sweep.run(_experiment(rows, base), workdir_lib.Workdir(tmp_path))
+    sweep.run(make(rows, base), workdir_lib.Workdir(tmp_path))
 
 
 def test_rows_must_hold_the_judges_items(finished, tmp_path):
