@@ -238,7 +238,7 @@ def item_alignment(name: str, title: str) -> str:
 
 
 def p_score_model(name: str, title: str) -> str:
-  """Returns AUCs of the P-Score model beside the logistic regression."""
+  """Returns AUCs of the P-Score model beside the logistic regressions."""
   run = measured_runs.read(name)
   if run is None:
     return f'**{title}**: {NOT_MEASURED}.'
@@ -248,32 +248,67 @@ def p_score_model(name: str, title: str) -> str:
     if 'sweep' in run
     else run['stages']['p_score']
   )
+  kinds = {
+    'tower': 'tower',
+    'p_score': 'P-Score',
+    'logistic': 'logistic',
+    'logistic_rates': '+ past rates',
+  }
   rows = []
   for tower in result['towers']:
     found = tower['held_out']
-    gain = found['tower_gain']['auc']
+    gains = (
+      found[f'tower_over_{baseline}']['auc']
+      for baseline in ('logistic', 'logistic_rates')
+    )
     rows.append(
       [
         f'{tower["name"]}: {tower["definition"]}',
         *(
           f'{found[kind][metric]["value"]:.3f}'
           for metric in ('auc', 'grouped_auc')
-          for kind in ('tower', 'p_score', 'baseline')
+          for kind in kinds
         ),
-        f'{gain["value"]:+.3f} ({gain["low"]:+.3f} to {gain["high"]:+.3f})',
+        *(
+          f'{gain["value"]:+.4f} ({gain["low"]:+.4f} to {gain["high"]:+.4f})'
+          for gain in gains
+        ),
       ]
     )
   header = [
-    'tower', 'AUC tower', 'AUC P-Score', 'AUC logistic', 'GAUC tower',
-    'GAUC P-Score', 'GAUC logistic', 'AUC, tower over logistic (95 %)',
+    'tower',
+    *(f'{m} {kind}' for m in ('AUC', 'GAUC') for kind in kinds.values()),
+    'AUC, tower over logistic (95 %)', 'over logistic + past rates',
   ]  # fmt: skip
-  judged = result['impressions']['held_out_judged']
+  counts = result['impressions']
   return '\n'.join(
     [
-      f'**{title}.** {judged:,} shown items of held-out users.',
+      f'**{title}.** {counts["held_out_judged"]:,} shown items of'
+      f' {counts["held_out_users_judged"]:,} held-out users. “logistic” reads'
+      ' what the towers read, in linear form; “+ past rates” also the rates at'
+      ' which user and item earned each label.',
       '',
       markdown(header, rows),
+      '',
+      _own_lists(result['personalisation']),
     ]
+  )
+
+
+def _own_lists(found: Mapping[str, Any]) -> str:
+  """Returns by how much lists for each user can be above one for all."""
+  gains = ', '.join(
+    f'{name.replace("_", "-")} {100 * gain["value"]:.1f} %'
+    f' ({100 * gain["low"]:.1f} to {100 * gain["high"]:.1f})'
+    for name, gain in (
+      (name, figures['gain']) for name, figures in found['scores'].items()
+    )
+  )
+  return (
+    f'What knowing the user can add, by the model itself: the'
+    f' {found["items_per_list"]} items that are best for each of'
+    f' {found["users"]} held-out users over the {found["items_per_list"]} that'
+    f' are best for all of them: {gains}.'
   )
 
 

@@ -29,6 +29,16 @@ def _alignment(run):
   return quality['vectors']['aligned']['test'], 'hit@10'
 
 
+def _past_rates(run):
+  tower = run['stages']['p_score']['towers'][0]['held_out']
+  return tower['tower_over_logistic_rates']['auc'], 'low'
+
+
+def _own_lists(run):
+  scores = run['stages']['p_score']['personalisation']['scores']
+  return scores['p_score']['gain'], 'value'
+
+
 def _swt(run):
   return run['sweep']['rows'][0]['figures']['swt_mean'], 'mean'
 
@@ -38,6 +48,8 @@ def _swt(run):
   [
     (result_tables.ranking, 'quickstart', _quickstart),
     (result_tables.item_alignment, 'item_alignment_beauty', _alignment),
+    (result_tables.p_score_model, 'onerec_tr_kuairand_full', _past_rates),
+    (result_tables.p_score_model, 'onerec_tr_kuairand_full', _own_lists),
     (sweep_tables.table_1, 'table1_synthetic_full', _swt),
   ],
 )

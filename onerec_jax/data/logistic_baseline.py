@@ -1,24 +1,29 @@
 """Logistic regression on impressions: the floor of the P-Score model.
 
-Reads the same user and item features and, beside them, the rates at which the
-user and the item earned each label before.  Knows no order of events and no
-product of features.
+Reads what the towers read, in the form a linear model can: ids one-hot, the
+history as shares.  `past_rates` adds counters.  Knows no order of events and
+no product of features.
 """
 
+import contextlib
 import warnings
+from collections.abc import Iterator
 from typing import Any
 from typing import NamedTuple
 
 import numpy as np
+import threadpoolctl
+from jaxtyping import Bool
 from jaxtyping import Float
 from jaxtyping import Int
 from scipy import sparse
 from sklearn import exceptions
 from sklearn import linear_model
 
+from onerec_jax import batch as batch_lib
 from onerec_jax.data import batch_plan
-from onerec_jax.data import features as features_lib
 from onerec_jax.data import impressions as impressions_lib
+from onerec_jax.data import rated_contexts
 
 # Impressions of the mean rate that a rate begins with.
 _PRIOR_COUNT = 10.0
@@ -26,9 +31,10 @@ _PRIOR_COUNT = 10.0
 # they would hold its own label.
 _FOLDS = 5
 _FOLD_STREAM = 0x666F6C64
-# Inverse strengths of the L2 penalty that are tried.
+# Inverse strengths of the L2 penalty that are tried, strongest first.
 STRENGTHS = (0.01, 0.1, 1.0)
-_MAX_ITERATIONS = 300
+_MAX_ITERATIONS = 150
+_CONTEXT_ROWS = 20_000  # impressions whose histories are in memory at once
 
 
 # --- Rates ------------------------------------------------------------------
@@ -137,33 +143,102 @@ def one_hot(
   )
 
 
-class Tables(NamedTuple):
-  """One-hot features."""
+class Design:
+  """Makes the features of impressions: everything the towers read.
 
-  users: sparse.csr_matrix  # [U, *]
-  items: sparse.csr_matrix  # [I, *]
+    user      one-hot features, the buckets of his rates among them
+    item      one-hot features, semantic ID and the item itself
+    history   of the events the towers see: share of each code, number bucket
+              and age bucket; of each label, how often it happened where it
+              was logged, and how often it was logged
+
+  An impression's own event is not among the events before it, so that no
+  feature holds its label.
+
+  Args:
+    contexts: what the towers read of a user before an event.
+    codes: semantic IDs of all items.
+  """
+
+  def __init__(
+    self,
+    contexts: rated_contexts.RatedContexts,
+    codes: Int[np.ndarray, 'I L'],
+  ):
+    self._contexts = contexts
+    self._codes = codes
+    count, items = len(codes), contexts.features.items.values
+    self._items = _side_by_side(
+      [
+        sparse.identity(count, format='csr'),
+        *(
+          one_hot(ids, size)
+          for ids, size in zip(items, contexts.sizes.items, strict=True)
+        ),
+        *(
+          one_hot(level[:, None] + 1, int(level.max()) + 2) for level in codes.T
+        ),
+      ],
+      count,
+    )
+
+  def __call__(
+    self, impressions: impressions_lib.Impressions
+  ) -> sparse.csr_matrix:  # [E, *]
+    """Returns one row per impression."""
+    count = len(impressions.users)
+    rows = [
+      np.arange(first, min(first + _CONTEXT_ROWS, count))
+      for first in range(0, count, _CONTEXT_ROWS)
+    ]
+    return sparse.csr_matrix(
+      sparse.vstack([self._rows(impressions.take(r)) for r in rows], 'csr')
+    )
+
+  def _rows(
+    self, impressions: impressions_lib.Impressions
+  ) -> sparse.csr_matrix:
+    context = self._contexts(impressions.users, impressions.positions)
+    parts: list[Any] = [self._items[impressions.items]]
+    parts += [
+      one_hot(context.features[:, f : f + 1], size)
+      for f, size in enumerate(self._contexts.sizes.users)
+    ]
+    if context.short is not None:
+      parts += self._history(context.short)
+    return _side_by_side(parts, len(impressions.users))
+
+  def _history(self, events: batch_lib.EventSequence) -> Iterator[Any]:
+    """Yields blocks that say what the events were like, on average."""
+    mask = events.mask
+    for level in self._codes.T:
+      yield _shares(level[events.items], mask, int(level.max()) + 1)
+    for f, edges in enumerate(self._contexts.features.edges):
+      yield _shares(events.numbers[..., f], mask, len(edges) + 2)
+    yield _shares(events.age, mask, self._contexts.pathways.age_buckets + 1)
+    logged = events.label_mask.sum(axis=1)
+    happened = events.labels.sum(axis=1)
+    yield sparse.csr_matrix(happened / np.maximum(logged, 1))
+    count = np.maximum(mask.sum(axis=1, keepdims=True), 1)
+    yield sparse.csr_matrix(logged / count)
 
 
-def feature_tables(
-  features: features_lib.Features, codes: Int[np.ndarray, 'I L']
-) -> Tables:
-  """Returns one-hot features of users and items, semantic IDs included."""
-  sizes = features.sizes
-  users = [
-    one_hot(features.users[:, f : f + 1], size)
-    for f, size in enumerate(sizes.users)
-  ]
-  items = [
-    one_hot(ids, size)
-    for ids, size in zip(features.items.values, sizes.items, strict=True)
-  ]
-  items += [
-    one_hot(codes[:, l : l + 1] + 1, int(codes[:, l].max()) + 2)
-    for l in range(codes.shape[1])
-  ]
-  return Tables(
-    _side_by_side(users, len(features.users)), _side_by_side(items, len(codes))
+def _shares(
+  ids: Int[np.ndarray, 'n N'], mask: Bool[np.ndarray, 'n N'], size: int
+) -> sparse.csr_matrix:  # [n, size]
+  """Returns the share of a row's unmasked places that hold each id."""
+  row, place = np.nonzero(mask)
+  weights = 1 / np.bincount(row, minlength=len(ids))[row]
+  return sparse.csr_matrix(
+    (weights, (row, ids[row, place])), shape=(len(ids), size)
   )
+
+
+def with_numbers(
+  read: sparse.csr_matrix, numbers: Float[np.ndarray, 'E F']
+) -> sparse.csr_matrix:  # [E, *]
+  """Returns features with dense numbers beside them, as of `past_rates`."""
+  return _side_by_side([sparse.csr_matrix(numbers), read], len(numbers))
 
 
 def _side_by_side(parts: list[Any], rows: int) -> sparse.csr_matrix:
@@ -173,44 +248,55 @@ def _side_by_side(parts: list[Any], rows: int) -> sparse.csr_matrix:
   )
 
 
-def design(
-  impressions: impressions_lib.Impressions,
-  numbers: Float[np.ndarray, 'E F'],
-  tables: Tables,
-) -> sparse.csr_matrix:  # [E, *]
-  """Returns the features of impressions, one row each."""
-  parts = [
-    sparse.csr_matrix(numbers),
-    tables.users[impressions.users],
-    tables.items[impressions.items],
-  ]
-  return _side_by_side(parts, len(numbers))
-
-
 # --- Regression -------------------------------------------------------------
 
 
-def predict(
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+  """Within it fits run on one thread each, and may end before they converge.
+
+  Vectors of the coefficients' length are short: more threads only wait.  The
+  last iterations change nothing that an AUC would see.  Both settings are the
+  process's: enter it once, around all threads that fit.
+  """
+  with warnings.catch_warnings(), threadpoolctl.threadpool_limits(1):
+    warnings.simplefilter('ignore', exceptions.ConvergenceWarning)
+    yield
+
+
+class Prediction(NamedTuple):
+  """Of one fit."""
+
+  strength: float  # inverse of the L2 penalty
+  values: Float[np.ndarray, ' H']  # probabilities
+
+
+def predictions(
   train: sparse.csr_matrix,
   labels: Float[np.ndarray, ' E'],
   other: sparse.csr_matrix,
-  *,
-  strength: float,
-) -> Float[np.ndarray, ' H']:
-  """Fits one tower's labels and returns probabilities of other impressions.
+) -> Iterator[Prediction]:
+  """Fits one tower's labels and yields what each penalty predicts.
+
+  From the strongest penalty on, each fit beginning where the last has ended.
 
   Args:
     train: features. [E, F]
     labels: 0 or 1; NaN: left out. One class only: it is predicted. [E]
     other: features. [H, F]
-    strength: inverse of the L2 penalty.
   """
   known = np.isfinite(labels)
   if len(np.unique(labels[known])) == 1:
-    return np.full(len(other.indptr) - 1, float(labels[known][0]))
-  model = linear_model.LogisticRegression(C=strength, max_iter=_MAX_ITERATIONS)
-  with warnings.catch_warnings():
-    # The last iterations change nothing that an AUC would see.
-    warnings.simplefilter('ignore', exceptions.ConvergenceWarning)
-    model.fit(train[known], labels[known].astype(np.int64))
-  return np.asarray(model.predict_proba(other))[:, 1]
+    always = np.full(len(other.indptr) - 1, float(labels[known][0]))
+    yield Prediction(STRENGTHS[0], always)
+    return
+  if not known.all():  # else there is no need to copy
+    train = train[known]
+  positive = labels[known].astype(np.int64)
+  model = linear_model.LogisticRegression(
+    max_iter=_MAX_ITERATIONS, warm_start=True
+  )
+  for strength in STRENGTHS:
+    model.set_params(C=strength)
+    model.fit(train, positive)
+    yield Prediction(strength, np.asarray(model.predict_proba(other))[:, 1])

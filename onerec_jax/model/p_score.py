@@ -102,16 +102,17 @@ class PScore(nn.Module):
     l_w  = MultiHead(v_w; e_n, n in G_w)
     s_w  = Σ_n a(v_w, e_n) e_n over the latest 20
     x_w  = [u, v_w, l_w, s_w, v_w ⊙ l_w, v_w ⊙ s_w, m, v_w ⊙ m]
-    b_w  = c_w + M sg(c_w)
+    b_w  = c_w + M c_w,   for the score M sg(c_w)
     z^x  = MLP^x(x_w) + b^x_w, h^x the network's last hidden state
     p    = σ(MLP([sg'(h^1), …, sg'(h^X), u', v'_w, u' ⊙ v'_w]) + b^p_w)
 
   with u the user's features, m the mean event, u', v' from tables of their
   own, and c [X + 1] of each item, which does the work of counters of the item;
-  by M [X + 1, X + 1] rare labels learn from frequent ones.  sg stops the
-  gradient, sg' only with stop_gradient_towers.  The products are what tells an
-  item the user would like from one he would not: attention alone returns an
-  average of the events, near to the item or not.
+  by M [X + 1, X + 1] rare labels learn from frequent ones, and teach them.  The
+  score and the towers do not teach each other's c: sg stops the gradient, sg'
+  only with stop_gradient_towers.  The products are what tells an item the user
+  would like from one he would not: attention alone returns an average of the
+  events, near to the item or not.
 
   Reference: technical report arXiv:2506.13695, section 2.3.1; SIM
   arXiv:2006.05639; fusion arXiv:2505.13894 (Pantheon).
@@ -303,8 +304,11 @@ class PScore(nn.Module):
     towers, hidden = self.towers(shard(x), seeds[_ENDS:first_fusion])
     biases = _BIAS_SPEED * self.item_bias[items][..., : towers.shape[-1] + 1]
     # What one objective has learned of an item is a feature to the others.
-    known = jax.lax.stop_gradient(biases)
-    biases = biases + jnp.einsum('bwx,xy->bwy', known, self.bias_mix)
+    stopped = jax.lax.stop_gradient(biases)
+    known = jnp.concatenate([biases[..., :-1], stopped[..., -1:]], axis=-1)
+    mixed = jnp.einsum('bwx,xy->bwy', known, self.bias_mix[:, :-1])
+    to_score = jnp.einsum('bwx,x->bw', stopped, self.bias_mix[:, -1])
+    biases = biases + jnp.concatenate([mixed, to_score[..., None]], axis=-1)
     # --- Fusion ---
     if self.config.stop_gradient_towers:
       hidden = jax.lax.stop_gradient(hidden)

@@ -1,14 +1,13 @@
 """Stage `p_score`: trains the P-Score model and judges it.
 
 Reads data/ and tokenizer/, writes p_score/.  Only wires the parts together;
-the loop is train/loop.py, the loss objectives/p_score.py, the figures
-p_score_quality.py.
+the loop is train/loop.py, the loss objectives/p_score.py, the figures are
+p_score_judgement.py's.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from absl import logging
 
@@ -21,27 +20,19 @@ from onerec_jax import workdir as workdir_lib
 from onerec_jax.data import batch_plan
 from onerec_jax.data import event_table
 from onerec_jax.data import impressions as impressions_lib
-from onerec_jax.data import logistic_baseline
 from onerec_jax.data import rated_contexts
 from onerec_jax.model import p_score as model_lib
 from onerec_jax.model import parameters
 from onerec_jax.objectives import p_score as objective_lib
-from onerec_jax.semantic_ids import table
+from onerec_jax.stages import p_score_judgement
 from onerec_jax.stages import p_score_model
-from onerec_jax.stages import p_score_quality
 from onerec_jax.stages import pretrain
-from onerec_jax.stages import reward_quality
 from onerec_jax.stages import training_setup
 
 STAGE = p_score_model.STAGE
 BEST_METRIC = 'valid/loss'
 # Fewer known training labels, or fewer of one class, are worth a warning.
 _FEW_LABELS = 100
-# Held-out impressions that the final figures are taken over.
-_JUDGED_IMPRESSIONS = 20_000
-# Training impressions that the logistic regression is fitted on; its features
-# are a few thousand.
-_BASELINE_IMPRESSIONS = 200_000
 
 
 def run(
@@ -122,7 +113,9 @@ def run(
     batches_per_epoch=plan.batches_per_epoch,
   )
   # --- Judge ---
-  judged = _judge(experiment, workdir, ids, mesh, events, parts)
+  judged = p_score_judgement.judge(
+    experiment, workdir, ids, mesh, events, parts
+  )
   return {
     **setup.figures(trained),
     'epochs': train.num_steps / plan.batches_per_epoch,
@@ -133,11 +126,6 @@ def run(
 
 
 # --- Before training --------------------------------------------------------
-
-
-def definition(tower: config_lib.PScoreTower) -> str:
-  """Returns the label of an impression in one line."""
-  return f'{tower.column} > {tower.threshold:g}'
 
 
 def _report_labels(
@@ -151,7 +139,7 @@ def _report_labels(
       'label %s: %s; true in %.3f %%, known for %.1f %% of %d training'
       ' impressions',
       tower.name,
-      definition(tower),
+      p_score_judgement.definition(tower),
       100 * positive / known,
       100 * known / len(label),
       len(label),
@@ -163,7 +151,7 @@ def _report_labels(
         tower.name,
         positive,
         known,
-        definition(tower),
+        p_score_judgement.definition(tower),
       )
 
 
@@ -211,135 +199,4 @@ def _valid_batches(
       batch_size=experiment.evaluate.batch_size,
       own_rows=own_rows,
     )
-  )
-
-
-# --- After training ---------------------------------------------------------
-
-
-def _judge(
-  experiment: config_lib.Experiment,
-  workdir: workdir_lib.Workdir,
-  ids: table.SemanticIds,
-  mesh: jax.sharding.Mesh,
-  events: event_table.EventTable,
-  parts: impressions_lib.Parts,
-) -> dict[str, Any]:
-  """Returns the figures of the best checkpoint on held-out users."""
-  size, seed = experiment.evaluate.batch_size, experiment.seed
-  model = p_score_model.load(
-    experiment, workdir, ids, mesh, batch_size=size, events=events
-  )
-  rows = impressions_lib.of_whole_users(
-    parts.held_out, max_impressions=_JUDGED_IMPRESSIONS, seed=seed
-  )
-  judged = parts.held_out.take(rows)
-  found = model.score(
-    judged.users, judged.positions, judged.items[:, None].astype(np.int32)
-  )
-  fused = found.p[:, 0].astype(np.float64)
-  own = found.towers[:, 0].astype(np.float64)
-  baseline = _baseline(parts, rows, ids, model.contexts, seed=seed)
-  towers = []
-  for x, tower in enumerate(model.config.towers):
-    labels = parts.train.labels[:, x]
-    labels = labels[np.isfinite(labels)]
-    quality = p_score_quality.quality(
-      p_score_quality.Predictions(own[:, x], fused, baseline[x][0]),
-      judged.labels[:, x].astype(np.float64),
-      judged.users.astype(np.int64),
-      constant=float(labels.mean()),
-      samples=experiment.evaluate.bootstrap_samples,
-      seed=seed,
-    )
-    towers.append(
-      {
-        **config_lib.to_dict(tower),
-        'definition': definition(tower),
-        'train_impressions_known': len(labels),
-        'train_known_share': len(labels) / len(parts.train.users),
-        'train_mean_label': float(labels.mean()),
-        'baseline_strength': baseline[x][1],
-        'held_out': quality,
-      }
-    )
-    logging.info('%s', _line(tower.name, quality))
-  return {
-    'checkpoint_step': model.step,
-    'towers': towers,
-    'impressions': {
-      'train': len(parts.train.users),
-      'train_users': len(np.unique(parts.train.users)),
-      'held_out': len(parts.held_out.users),
-      'held_out_users': len(np.unique(parts.held_out.users)),
-      'held_out_judged': len(rows),
-      'held_out_users_judged': len(np.unique(judged.users)),
-      # With those that have no label and are no impressions.
-      'training_events': int((events.split == 0).sum()),
-    },
-  }
-
-
-def _baseline(
-  parts: impressions_lib.Parts,
-  rows: np.ndarray,
-  ids: table.SemanticIds,
-  contexts: rated_contexts.RatedContexts,
-  *,
-  seed: int,
-) -> list[tuple[np.ndarray, float]]:
-  """Returns the regression's probabilities and penalty, per tower.
-
-  The penalty is the best for the impressions that are judged: a choice in the
-  baseline's favour.
-  """
-  numbers = logistic_baseline.past_rates(
-    parts, num_items=ids.num_items, seed=seed
-  )
-  features = logistic_baseline.feature_tables(contexts.features, ids.codes)
-  chosen = impressions_lib.evenly_spaced(
-    len(parts.train.users), max_impressions=_BASELINE_IMPRESSIONS
-  )
-  train, held_out = parts.train.take(chosen), parts.held_out.take(rows)
-  read = logistic_baseline.design(train, numbers.train[chosen], features)
-  judged = logistic_baseline.design(held_out, numbers.held_out[rows], features)
-  result = []
-  for x in range(train.labels.shape[1]):
-    labels = held_out.labels[:, x]
-    known = np.isfinite(labels)
-    found = {
-      strength: logistic_baseline.predict(
-        read, train.labels[:, x], judged, strength=strength
-      )
-      for strength in logistic_baseline.STRENGTHS
-    }
-    losses = {
-      strength: reward_quality.binary_cross_entropy(
-        predictions[known], labels[known].astype(np.float64)
-      ).sum()
-      for strength, predictions in found.items()
-    }
-    best = min(losses, key=lambda strength: losses[strength])
-    result.append((found[best], best))
-  return result
-
-
-def _line(name: str, quality: dict[str, Any]) -> str:
-  """Returns one line on a tower: its AUC beside that of the baseline."""
-  if not quality['tower']['sessions']:
-    return f'{name}: no held-out impression has a label'
-
-  def shown(part: str, figure: str) -> str:
-    found = quality[part][figure]
-    if found['value'] is None:
-      return 'undefined (one class only)'
-    return f'{found["value"]:.4f} [{found["low"]:.4f}, {found["high"]:.4f}]'
-
-  return (
-    f'{name}: AUC {shown("tower", "auc")}, P-Score {shown("p_score", "auc")},'
-    f' logistic regression {shown("baseline", "auc")}; gain'
-    f' {shown("tower_gain", "auc")}; per user'
-    f' {shown("tower", "grouped_auc")}, {shown("p_score", "grouped_auc")},'
-    f' {shown("baseline", "grouped_auc")}, gain'
-    f' {shown("tower_gain", "grouped_auc")}'
   )

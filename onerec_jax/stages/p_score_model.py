@@ -94,6 +94,7 @@ class PScoreModel:
 
   Attributes:
     names: of the towers, in the order of the scores' last axis.
+    num_items: of the catalogue.
     config: the settings it was trained with.
     contexts: makes what is read of users.
     step: of the checkpoint.
@@ -126,7 +127,7 @@ class PScoreModel:
     self.contexts = contexts
     self.step = step
     self._params = params
-    self._num_items = ids.num_items
+    self.num_items = ids.num_items
     self._mesh = mesh
     self._rows = -(-batch_size // mesh.size) * mesh.size
     self._catalogue = place_catalogue(ids, contexts, mesh)
@@ -152,10 +153,10 @@ class PScoreModel:
       ValueError: an item is not in the catalogue.
     """
     largest = int(items.max(initial=-1))
-    if largest >= self._num_items:
+    if largest >= self.num_items:
       raise ValueError(
         f'items holds item {largest}, but the P-Score model knows'
-        f' {self._num_items} items: pass dense indices, rows of items.parquet.'
+        f' {self.num_items} items: pass dense indices, rows of items.parquet.'
       )
     count, width = items.shape
     fused = [np.zeros((0, width), np.float32)]

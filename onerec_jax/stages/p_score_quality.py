@@ -1,8 +1,9 @@
-"""What the P-Score model is worth on held-out users, beside the baseline.
+"""What the P-Score model is worth on held-out users, beside the baselines.
 
 Pure NumPy: figures of one tower's predictions.  No files, no model.
 """
 
+import itertools
 from typing import Any
 from typing import NamedTuple
 
@@ -24,7 +25,18 @@ class Predictions(NamedTuple):
 
   tower: Float[np.ndarray, ' n']  # of the tower itself
   p_score: Float[np.ndarray, ' n']  # of the one score of all towers
-  baseline: Float[np.ndarray, ' n']  # of the logistic regression
+  # Of logistic regressions: on the features, and on past rates as well.
+  logistic: Float[np.ndarray, ' n']
+  logistic_rates: Float[np.ndarray, ' n']
+
+
+MODELS = ('tower', 'p_score')
+BASELINES = ('logistic', 'logistic_rates')
+
+
+def gain_key(model: str, baseline: str) -> str:
+  """Returns the key in the result of what a model is above a baseline."""
+  return f'{model}_over_{baseline}'
 
 
 def quality(
@@ -47,11 +59,11 @@ def quality(
     seed: of the resamples.
 
   Returns:
-    JSON-able: 'tower', 'p_score', 'baseline', each as
+    JSON-able: the fields of `Predictions`, each as
     `reward_quality.tower_quality` returns it (a session is an impression),
-    and 'tower_gain', 'p_score_gain' over the baseline, with 'auc' and
-    'grouped_auc' and their 95 % intervals.  The loss and the calibration of
-    the P-Score say little: it is no estimate of one label.
+    and 'tower_over_logistic' and so on, every model over every baseline, with
+    'auc' and 'grouped_auc' and their 95 % intervals.  The loss and the
+    calibration of the P-Score say little: it is no estimate of one label.
   """
   result: dict[str, Any] = {
     name: reward_quality.tower_quality(
@@ -65,10 +77,10 @@ def quality(
     )
     for name, values in predictions._asdict().items()
   }
-  for name in ('tower', 'p_score'):
-    result[f'{name}_gain'] = gains(
-      getattr(predictions, name),
-      predictions.baseline,
+  for model, baseline in itertools.product(MODELS, BASELINES):
+    result[gain_key(model, baseline)] = gains(
+      getattr(predictions, model),
+      getattr(predictions, baseline),
       labels,
       users,
       samples=min(samples, _MAX_SAMPLES),
@@ -131,6 +143,43 @@ def gains(
   return {
     name: _interval(whole[i], draws[:, i])
     for i, name in enumerate(('auc', 'grouped_auc'))
+  }
+
+
+def personalisation(
+  scores: Float[np.ndarray, 'U I'],
+  *,
+  list_items: int,
+  samples: int,
+  seed: int,
+) -> dict[str, Any]:
+  """Returns what a list of his own is worth to a user, beside one for all.
+
+    one list  mean_u mean of p_ui over the K items with the largest mean_u p_ui
+    own list  mean_u mean of the K largest p_ui
+    gain      own list / one list - 1
+
+  No generator that knows its users can be above one that does not by more than
+  the gain, in the eyes of whoever has given these scores.
+
+  Args:
+    scores: probabilities of users and items. [U, I]
+    list_items: K.
+    samples: resamples of the users, for the 95 % interval of the gain.
+    seed: of the resamples.
+  """
+  count = min(list_items, scores.shape[1])
+  own = np.sort(scores, axis=1)[:, -count:].mean(axis=1)
+  best = np.argsort(-scores.mean(axis=0), kind='stable')[:count]
+  one = scores[:, best].mean(axis=1)
+  random = np.random.default_rng(seed)
+  drawn = random.integers(len(own), size=(samples, len(own)))
+  draws = own[drawn].mean(axis=1) / one[drawn].mean(axis=1) - 1
+  return {
+    'all_items': float(scores.mean()),
+    'one_list': float(one.mean()),
+    'own_list': float(own.mean()),
+    'gain': _interval(own.mean() / one.mean() - 1, draws),
   }
 
 

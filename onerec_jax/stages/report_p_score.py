@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
+from onerec_jax.stages import p_score_quality
 from onerec_jax.stages import report_alignment_figures as figures
 from onerec_jax.stages import report_curves
 from onerec_jax.stages import report_words as words
@@ -17,8 +18,21 @@ from onerec_jax.train import log
 _PREDICTORS = {
   'tower': 'tower',
   'p_score': 'P-Score',
-  'baseline': 'logistic regression',
+  'logistic': 'logistic regression',
+  'logistic_rates': '… with past rates',
 }
+# Whose gains over both regressions are shown: key in the result -> its words.
+_MODELS = {
+  'p_score': ('P-Score', 'the P-Score'),
+  'tower': ('tower', 'an objective’s own tower'),
+}
+_BASELINES = {
+  'logistic': 'regression',
+  'logistic_rates': 'regression with past rates',
+}
+_GAINS = tuple(
+  (model, baseline) for model in ('tower', 'p_score') for baseline in _BASELINES
+)
 
 
 def section(
@@ -60,9 +74,10 @@ def section(
     'auc': _auc_table(
       towers,
       'auc',
-      'AUC on held-out users. The regression has the same features, and the'
-      ' penalty that is best for these very impressions. Bold: a gain over it'
-      ' whose 95 % interval is above 0',
+      'AUC on held-out users. The regressions read what the towers read, in'
+      ' linear form, the second one past rates of user and item as well; their'
+      ' penalties are the best for these very impressions. Bold: a gain whose'
+      ' 95 % interval is above 0',
     ),
     'gauc': _auc_table(
       towers,
@@ -70,6 +85,7 @@ def section(
       'The same within a user (GAUC), averaged over the users whose impressions'
       ' are of both kinds',
     ),
+    'personalisation': _personalisation(result),
   }
 
 
@@ -99,28 +115,43 @@ def _figure(
 
 
 def _verdict(towers: Sequence[Mapping[str, Any]]) -> str:
-  """Returns for how many objectives the scores beat the regression."""
-  counts = []
-  for part, name in (
-    ('p_score', 'the P-Score'),
-    ('tower', 'an objective’s own tower'),
+  """Returns for how many objectives the scores beat each regression."""
+  sentences = []
+  for baseline, name in (
+    ('logistic', 'a logistic regression on what the towers read'),
+    ('logistic_rates', 'one that reads past rates of user and item as well'),
   ):
-    gains = {t['name']: _figure(t, f'{part}_gain', 'auc') for t in towers}
-    known = {n: g for n, g in gains.items() if words.is_known(g['value'])}
-    if not known:
-      continue
-    above = [n for n, g in known.items() if words.direction(g) > 0]
-    below = [n for n, g in known.items() if words.direction(g) < 0]
-    counts.append(
-      f'{name} is clearly above for {len(above)} of {len(known)} objectives'
-      f'{_listed(above)} and clearly below for {len(below)}{_listed(below)}'
-    )
-  if not counts:
+    counts = [
+      words_of
+      for model, (_, title) in _MODELS.items()
+      if (words_of := _counts(towers, model, baseline, title))
+    ]
+    if counts:
+      sentences.append(
+        f'Against {name}, by the AUC on held-out users, {"; ".join(counts)}.'
+      )
+  if not sentences:
     return ''
   return (
-    'Against a logistic regression on the same features, by the AUC on held-out'
-    f' users, {"; ".join(counts)}. “Clearly”: the 95 % interval of the'
-    ' difference excludes 0.'
+    ' '.join(sentences)
+    + ' “Clearly”: the 95 % interval of the difference excludes 0.'
+  )
+
+
+def _counts(
+  towers: Sequence[Mapping[str, Any]], model: str, baseline: str, title: str
+) -> str:
+  """Returns where one model is above and below one baseline."""
+  key = p_score_quality.gain_key(model, baseline)
+  gains = {t['name']: _figure(t, key, 'auc') for t in towers}
+  known = {n: g for n, g in gains.items() if words.is_known(g['value'])}
+  if not known:
+    return ''
+  above = [n for n, g in known.items() if words.direction(g) > 0]
+  below = [n for n, g in known.items() if words.direction(g) < 0]
+  return (
+    f'{title} is clearly above for {len(above)} of {len(known)} objectives'
+    f'{_listed(above)} and clearly below for {len(below)}{_listed(below)}'
   )
 
 
@@ -203,8 +234,8 @@ def _auc_table(
     cells: list[Any] = [tower['name']]
     for part in _PREDICTORS:
       cells.append(_cell(_figure(tower, part, figure)))
-    for part in ('tower', 'p_score'):
-      gain = _figure(tower, f'{part}_gain', figure)
+    for model, baseline in _GAINS:
+      gain = _figure(tower, p_score_quality.gain_key(model, baseline), figure)
       change = {**gain, 'mean': gain['value']}
       cells.append(
         words.cell(
@@ -218,10 +249,50 @@ def _auc_table(
     'sticky': True,
     'caption': caption,
     'columns': [
-      'objective', *_PREDICTORS.values(), 'tower’s gain', 'P-Score’s gain',
+      'objective', *_PREDICTORS.values(),
+      *(
+        f'{_MODELS[model][0]} over {_BASELINES[baseline]}'
+        for model, baseline in _GAINS
+      ),
     ],
     'rows': rows,
   }  # fmt: skip
+
+
+def _personalisation(result: Mapping[str, Any]) -> dict[str, Any] | None:
+  """Returns what lists made for one user are worth beside one for all."""
+  found = result.get('personalisation')
+  if not found:
+    return None
+  rows = []
+  for name, worth in found['scores'].items():
+    gain = worth['gain']
+    rows.append(
+      {
+        'cells': [
+          'P-Score' if name == 'p_score' else name,
+          *(
+            words.fixed(worth[key])
+            for key in ('all_items', 'one_list', 'own_list')
+          ),
+          words.cell(
+            words.percent(gain['value']),
+            f'{words.percent(gain["low"])} to {words.percent(gain["high"])}',
+          ),
+        ]
+      }
+    )
+  return {
+    'caption': (
+      'How much of a score is the user’s own taste:'
+      f' {words.count(found["items_per_list"])} items, the best for all of'
+      f' {words.count(found["users"])} held-out users together, and the best'
+      ' for each. The gain bounds what any knowledge of users can add to the'
+      ' scores of generated items'
+    ),
+    'columns': ['score', 'all items', 'one list', 'own lists', 'gain'],
+    'rows': rows,
+  }
 
 
 def _cell(interval: Mapping[str, Any]) -> dict[str, Any]:

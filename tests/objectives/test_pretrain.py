@@ -230,9 +230,7 @@ def test_over_the_catalogue_only_the_codes_of_items_share_the_probability(
   )
   bias = np.zeros((1, 4), np.float32)
   with pytest.raises(ValueError, match='pass frozen='):
-    jax.jit(functools.partial(objective, key=None))(
-      params, bias, frozen, batch
-    )
+    jax.jit(functools.partial(objective, key=None))(params, bias, frozen, batch)
   trie = prefix_trie.PrefixTrie.build(codes, _SIZES)
   output = jax.jit(functools.partial(objective, key=None))(
     params, bias, {**frozen, 'trie': trie}, batch

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import itertools
 import json
 
 import jax
@@ -13,9 +14,12 @@ from onerec_jax import meshes
 from onerec_jax import workdir as workdir_lib
 from onerec_jax.data import catalog
 from onerec_jax.data import event_table
+from onerec_jax.data import impressions
+from onerec_jax.data import logistic_baseline
 from onerec_jax.data import user_context
 from onerec_jax.semantic_ids import table
 from onerec_jax.stages import p_score
+from onerec_jax.stages import p_score_judgement
 from onerec_jax.stages import p_score_model
 from onerec_jax.stages import prepare
 from onerec_jax.train import contract
@@ -61,7 +65,11 @@ _EXPERIMENT = config.validate(
       evaluate_every_steps=50,
       checkpoint_every_steps=_STEPS,
     ),
-    evaluate=config.EvaluateConfig(batch_size=128, bootstrap_samples=50),
+    evaluate=config.EvaluateConfig(
+      batch_size=128,
+      bootstrap_samples=50,
+      p_score=config.ItemEvaluationConfig(num_items=5, pass_at=(1, 5)),
+    ),
   )
 )
 
@@ -121,7 +129,8 @@ def test_responses_of_new_users_are_predicted(trained):
     # Some 60 users of 38 impressions: the interval is about 0.03 to each side.
     assert held_out['tower']['auc']['value'] > 0.65, tower['name']
     assert held_out['p_score']['auc']['value'] > 0.65, tower['name']
-    assert held_out['baseline']['auc']['value'] > 0.6, tower['name']
+    for baseline in ('logistic', 'logistic_rates'):
+      assert held_out[baseline]['auc']['value'] > 0.6, tower['name']
     quality = held_out['tower']
     assert quality['bce']['value'] < quality['bce_constant'], tower['name']
 
@@ -136,21 +145,79 @@ def test_the_result_says_what_was_learnt_and_from_what(trained):
   assert (lvtr['name'], ltr['weight']) == ('lvtr', 2.0)
   assert ltr['definition'] == 'is_like > 0'
   assert ltr['train_known_share'] == 1
-  assert ltr['baseline_strength'] in (0.01, 0.1, 1.0)
+  assert set(ltr['strengths']) == {'logistic', 'logistic_rates'}
+  assert set(ltr['strengths'].values()) <= {0.01, 0.1, 1.0}
   counts = result['impressions']
   events = event_table.read(trained[0].data)
   assert counts['train'] + counts['held_out'] == (events.split == 0).sum()
   assert counts['held_out_users'] == round(0.25 * 250)
   assert counts['held_out_judged'] == counts['held_out']
   held_out = ltr['held_out']
-  for name in ('tower', 'p_score', 'baseline'):
+  models, baselines = ('tower', 'p_score'), ('logistic', 'logistic_rates')
+  for name in models + baselines:
     assert held_out[name]['sessions'] == counts['held_out']
-  for name in ('tower', 'p_score'):
+  for name, baseline in itertools.product(models, baselines):
     np.testing.assert_allclose(
-      held_out[f'{name}_gain']['auc']['value'],
-      held_out[name]['auc']['value'] - held_out['baseline']['auc']['value'],
+      held_out[f'{name}_over_{baseline}']['auc']['value'],
+      held_out[name]['auc']['value'] - held_out[baseline]['auc']['value'],
       rtol=1e-6,
     )
+  # Rates are not in the first regression: the two are different.
+  assert held_out['logistic']['auc'] != held_out['logistic_rates']['auc']
+
+
+def test_lists_of_ones_own_are_worth_no_less_than_one_for_all(trained):
+  _, ids, result = trained
+  found = result['personalisation']
+  assert found['users'] == result['impressions']['held_out_users_judged']
+  assert found['items'] == ids.num_items
+  assert found['items_per_list'] == 5
+  assert list(found['scores']) == ['p_score', 'lvtr', 'ltr']
+  for figures in found['scores'].values():
+    assert 0 < figures['all_items'] < figures['one_list']
+    # Tastes differ in the simulated world, and the model has learnt so.
+    assert figures['gain']['low'] > 0
+    np.testing.assert_allclose(
+      figures['gain']['value'],
+      figures['own_list'] / figures['one_list'] - 1,
+      rtol=1e-6,
+    )
+
+
+def test_all_items_are_scored_whatever_the_size_of_a_group(
+  loaded, trained, monkeypatch
+):
+  parts = impressions.read(
+    event_table.read(trained[0].data),
+    model=_EXPERIMENT.p_score_model,
+    seed=_EXPERIMENT.seed,
+  )
+  whole = p_score_judgement._personalisation(
+    _EXPERIMENT, loaded, parts.held_out
+  )
+  monkeypatch.setattr(p_score_judgement, '_CANDIDATES_AT_ONCE', 25)
+  parted = p_score_judgement._personalisation(
+    _EXPERIMENT, loaded, parts.held_out
+  )
+  for name, figures in whole['scores'].items():
+    assert parted['scores'][name]['own_list'] == pytest.approx(
+      figures['own_list'], rel=1e-5
+    )
+
+
+def test_the_penalty_before_the_first_larger_loss_is_taken():
+  labels = np.array([1.0, 0.0, np.nan])
+
+  def fits(*probabilities):
+    for strength, p in zip((0.01, 0.1, 1.0), probabilities, strict=False):
+      yield logistic_baseline.Prediction(strength, np.array([p, 1 - p, 0.5]))
+    raise AssertionError('asked for more fits than are needed')
+
+  # The larger p, the smaller the loss of a 1 and a 0.
+  assert p_score_judgement._best(fits(0.6, 0.7, 0.65), labels).strength == 0.1
+  assert p_score_judgement._best(fits(0.6, 0.5), labels).strength == 0.01
+  rising = iter(list(itertools.islice(fits(0.6, 0.7, 0.8), 3)))
+  assert p_score_judgement._best(rising, labels).strength == 1.0
 
 
 def test_predictions_begin_at_the_mean_label_of_the_training(trained):

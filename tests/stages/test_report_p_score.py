@@ -37,8 +37,17 @@ def part(auc, grouped):
   }
 
 
+def gain(auc, grouped):
+  """What `p_score_quality.gains` says."""
+  return {'auc': interval(auc), 'grouped_auc': interval(grouped)}
+
+
 def tower(name, *, tower_gain=0.03, p_score_gain=0.02):
-  """One tower of the result of the stage `p_score`."""
+  """One tower of the result of the stage `p_score`.
+
+  Against the regression with past rates, both gains are 0.025 less.
+  """
+  less = lambda value: None if value is None else value - 0.025  # noqa: E731
   return {
     'name': name,
     'column': f'is_{name}',
@@ -48,19 +57,16 @@ def tower(name, *, tower_gain=0.03, p_score_gain=0.02):
     'train_impressions_known': 9000,
     'train_known_share': 0.9,
     'train_mean_label': 0.2401,
-    'baseline_strength': 1.0,
+    'strengths': {'logistic': 1.0, 'logistic_rates': 0.1},
     'held_out': {
       'tower': part(0.73, 0.66),
       'p_score': part(0.72, 0.65),
-      'baseline': part(0.70, 0.64),
-      'tower_gain': {
-        'auc': interval(tower_gain),
-        'grouped_auc': interval(0.02),
-      },
-      'p_score_gain': {
-        'auc': interval(p_score_gain),
-        'grouped_auc': interval(0.005),
-      },
+      'logistic': part(0.70, 0.64),
+      'logistic_rates': part(0.725, 0.645),
+      'tower_over_logistic': gain(tower_gain, 0.02),
+      'tower_over_logistic_rates': gain(less(tower_gain), 0.015),
+      'p_score_over_logistic': gain(p_score_gain, 0.005),
+      'p_score_over_logistic_rates': gain(less(p_score_gain), 0.0),
     },
   }
 
@@ -102,28 +108,51 @@ def test_the_tables_hold_what_the_stage_has_measured(pictures):
     'ltr', 'is_ltr > 0', '2', '90.0 %', '0.2401', '2,000', '25.0 %',
   ]  # fmt: skip
   assert section['auc']['columns'] == [
-    'objective', 'tower', 'P-Score', 'logistic regression', 'tower’s gain',
-    'P-Score’s gain',
+    'objective', 'tower', 'P-Score', 'logistic regression', '… with past rates',
+    'tower over regression', 'tower over regression with past rates',
+    'P-Score over regression', 'P-Score over regression with past rates',
   ]  # fmt: skip
   assert cells_of(section['auc']) == [
     'ltr',
     ('0.730', '0.720 to 0.740'),
     ('0.720', '0.710 to 0.730'),
     ('0.700', '0.690 to 0.710'),
+    ('0.725', '0.715 to 0.735'),
     ('+0.0300', '+0.0200 to +0.0400'),
+    ('+0.0050', '−0.0050 to +0.0150'),
     ('+0.0200', '+0.0100 to +0.0300'),
+    ('−0.0050', '−0.0150 to +0.0050'),
   ]
   assert cells_of(section['gauc'])[1] == ('0.660', '0.640 to 0.680')
-  assert cells_of(section['gauc'])[5] == ('+0.0050', '−0.0050 to +0.0150')
-  # Bold: what is above the regression for sure.
-  assert [c['best'] for c in section['auc']['rows'][0]['cells'][4:]] == [
-    True,
-    True,
-  ]
-  assert not section['gauc']['rows'][0]['cells'][5]['best']
+  assert cells_of(section['gauc'])[7] == ('+0.0050', '−0.0050 to +0.0150')
+  # Bold: what is above a regression for sure.
+  cells = section['auc']['rows'][0]['cells']
+  assert [c['best'] for c in cells[5:]] == [True, False, True, False]
+  assert not section['gauc']['rows'][0]['cells'][7]['best']
   assert '20,000 impressions of 540 users' in section['summary']
   assert '2,000 impressions of 50 other users' in section['summary']
   assert sorted(pictures.found) == ['p_score_calibration', 'p_score_loss']
+
+
+def test_a_table_says_what_the_users_own_taste_can_add(pictures):
+  result = p_score_result(tower('ltr'))
+  assert report_p_score.section(result, [], pictures)['personalisation'] is None
+  figures = {
+    'all_items': 0.2, 'one_list': 0.4, 'own_list': 0.41,
+    'gain': interval(0.025),
+  }  # fmt: skip
+  result['personalisation'] = {
+    'users': 100,
+    'items': 6712,
+    'items_per_list': 32,
+    'scores': {'p_score': figures, 'ltr': figures},
+  }
+  table = report_p_score.section(result, [], pictures)['personalisation']
+  assert cells_of(table) == [
+    'P-Score', '0.2000', '0.4000', '0.4100', ('2.5 %', '1.5 % to 3.5 %'),
+  ]  # fmt: skip
+  assert table['rows'][1]['cells'][0] == 'ltr'
+  assert '32 items, the best for all of 100 held-out users' in table['caption']
 
 
 def test_the_verdict_counts_the_objectives_that_are_clearly_above(pictures):
@@ -136,14 +165,20 @@ def test_the_verdict_counts_the_objectives_that_are_clearly_above(pictures):
   verdict = report_p_score.section(p_score_result(*towers), [], pictures)[
     'verdict'
   ]
+  plain, rated = verdict.split('Against one that reads past rates')
   assert (
     'the P-Score is clearly above for 1 of 3 objectives (lvtr) and clearly'
     ' below for 1 (wtr)'
-  ) in verdict
+  ) in plain
   assert (
     'own tower is clearly above for 2 of 3 objectives (lvtr, ltr) and clearly'
     ' below for 0.'
-  ) in verdict
+  ) in plain
+  # Gains of 0.005, 0.005 and -0.03, the intervals 0.01 to each side.
+  assert (
+    'own tower is clearly above for 0 of 3 objectives and clearly below for 1'
+    ' (wtr).'
+  ) in rated
   unknown = p_score_result(towers[-1])
   assert report_p_score.section(unknown, [], pictures)['verdict'] == ''
 
@@ -151,13 +186,13 @@ def test_the_verdict_counts_the_objectives_that_are_clearly_above(pictures):
 def test_a_tower_without_labels_is_dashes_and_not_in_the_picture(pictures):
   bare = tower('wtr')
   nothing = {'sessions': 0, 'users': 0, 'known_share': 0.0}
-  bare['held_out'] |= dict.fromkeys(('tower', 'p_score', 'baseline'), nothing)
-  for gain in ('tower_gain', 'p_score_gain'):
-    bare['held_out'][gain] = {'auc': interval(None)}
+  for key in bare['held_out']:
+    undefined = {'auc': interval(None)}
+    bare['held_out'][key] = undefined if '_over_' in key else nothing
   section = report_p_score.section(
     p_score_result(bare, tower('ltr')), [], pictures
   )
-  assert cells_of(section['auc']) == ['wtr', *[('–', '')] * 5]
+  assert cells_of(section['auc']) == ['wtr', *[('–', '')] * 8]
   assert cells_of(section['labels'])[5:] == ['0', '–']
   alt = pictures.found['p_score_calibration']['alt']
   assert alt == (
