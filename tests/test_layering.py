@@ -57,6 +57,37 @@ def _imports(path: pathlib.Path) -> set[str]:
   return names
 
 
+# What no training needs, and longer to import than all that it does need.
+_SLOW_LIBRARIES = ('jinja2', 'matplotlib', 'scipy', 'sklearn')
+
+
+def _file(name: str) -> pathlib.Path | None:
+  """Returns the file of a module or package of ours; None: it is none."""
+  place = _PACKAGE.parent / name.replace('.', '/')
+  files = place.with_suffix('.py'), place / '__init__.py'
+  return next((file for file in files if file.exists()), None)
+
+
+def _imported_at_once(name: str) -> set[str]:
+  """Returns all modules that `import name` imports, ours and libraries'."""
+  found, todo = set(), [name]
+  while todo:
+    module = todo.pop()
+    file = _file(module) if module.startswith('onerec_jax') else None
+    if module in found:
+      continue
+    found.add(module)
+    if file is None:
+      continue
+    for node in ast.parse(file.read_text()).body:  # not inside functions
+      if isinstance(node, ast.Import):
+        todo += [alias.name for alias in node.names]
+      elif isinstance(node, ast.ImportFrom):
+        todo += [str(node.module)]
+        todo += [f'{node.module}.{alias.name}' for alias in node.names]
+  return found
+
+
 _MODULES = sorted(p for p in _PACKAGE.rglob('*.py') if p.name != '__init__.py')
 
 
@@ -89,6 +120,13 @@ def test_libraries_stay_in_their_corner(path):
         assert relative.startswith(places), (
           f'{relative} imports {name}; only {places} may'
         )
+
+
+@pytest.mark.parametrize('name', ['main', 'stages.runner', 'stages.pretrain'])
+def test_a_training_starts_without_libraries_of_texts_and_pictures(name):
+  found = _imported_at_once(f'onerec_jax.{name}')
+  assert 'onerec_jax.config' in found, 'this test follows imports'
+  assert not [x for x in found if x.split('.')[0] in _SLOW_LIBRARIES]
 
 
 def test_no_file_has_a_name_that_explains_nothing():

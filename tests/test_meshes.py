@@ -363,16 +363,10 @@ def test_weights_of_experts_are_never_gathered_and_their_moments_are_split():
     shardings=sharding.parameter_shardings(mesh, names, values),
   )
   objective = stage.objective(stage.make_model(mesh))
-  totals = step_lib.zero_totals(
-    objective, state.params, state.model_state, frozen, batch, mesh
-  )
+  update = step_lib.make_update(objective, optimizer, seed=0, ema_decay=None)
+  totals = step_lib.zero_totals(update, state, frozen, batch, mesh)
   step = step_lib.make_train_step(
-    objective,
-    optimizer,
-    seed=0,
-    ema_decay=None,
-    shardings=state_lib.shardings_of(state),
-    mesh=mesh,
+    update, shardings=state_lib.shardings_of(state), mesh=mesh
   )
   compiled = step.lower(state, totals, frozen, batch).compile()
   # --- Collectives ---

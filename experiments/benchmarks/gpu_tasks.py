@@ -128,16 +128,10 @@ def _train_once(sizes: _Sizes, rows: int, *, rounds: int) -> dict[str, Any]:
     )
   }
   batch = sharding.place_batch(sizes.users(rows), mesh)
-  totals = step_lib.zero_totals(
-    objective, state.params, state.model_state, frozen, batch, mesh
-  )
+  update = step_lib.make_update(objective, optimizer, seed=0, ema_decay=None)
+  totals = step_lib.zero_totals(update, state, frozen, batch, mesh)
   step: Any = step_lib.make_train_step(
-    objective,
-    optimizer,
-    seed=0,
-    ema_decay=None,
-    shardings=jax.tree.map(lambda _: whole, state),
-    mesh=mesh,
+    update, shardings=jax.tree.map(lambda _: whole, state), mesh=mesh
   )
   start = time.perf_counter()
   compiled = step.lower(state, totals, frozen, batch).compile()

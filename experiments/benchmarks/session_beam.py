@@ -158,6 +158,7 @@ def make_tiled(
           None,
           level=level,
           num_codes=num_codes,
+          normalise=False,
         )
         scores = totals[..., None] + found.log_probs
         totals, index = lax.top_k(scores.reshape(batch, -1), num_beams)

@@ -294,20 +294,16 @@ class _Builder:
       ema=train.ema_decay is not None,
       mesh=self._mesh,
     )
-    totals = step_lib.abstract_totals(
-      objective, self._params, self._bias, frozen, batch
+    update = step_lib.make_update(
+      objective, optimizer, seed=e.seed, ema_decay=train.ema_decay
     )
+    totals = step_lib.abstract_totals(update, state, frozen, batch)
     totals = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._whole),
       totals,
     )
     function = step_lib.make_train_step(
-      objective,
-      optimizer,
-      seed=e.seed,
-      ema_decay=train.ema_decay,
-      shardings=state_lib.shardings_of(state),
-      mesh=self._mesh,
+      update, shardings=state_lib.shardings_of(state), mesh=self._mesh
     )
     trained = flops.train_flops(
       e.model,

@@ -247,6 +247,7 @@ class Decoder(nn.Module):
       length=c.decoder_layers,
       unroll=1 if c.scan_layers else c.decoder_layers,
       metadata_params={nn.PARTITION_NAME: 'layers'},
+      check_constancy_invariants=False,  # would trace the layers twice
     )
     each, shared = 0, nn.broadcast
     self.layers = nn.scan(

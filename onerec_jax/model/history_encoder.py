@@ -85,6 +85,7 @@ class HistoryEncoder(nn.Module):
       length=c.encoder_layers,
       unroll=1 if c.scan_layers else c.encoder_layers,
       metadata_params={nn.PARTITION_NAME: 'layers'},
+      check_constancy_invariants=False,  # would trace the layers twice
     )(c, self.mesh)
     self.final_norm = layers.RMSNorm(c.embed_dim)
 

@@ -430,14 +430,13 @@ def abstract_params(model: OneRec) -> Any:
   batch = 1 if model.mesh is None else model.mesh.size
   integer = jnp.int32
   variables = jax.eval_shape(
-    lambda key: model.init(
-      key,
+    lambda: model.init(
+      jax.random.key(0),  # in here: outside it would be compiled
       encoder_input.zeros(model.config, model.sizes, levels=levels, rows=batch),
       jnp.zeros((batch, items, levels), integer),
       jnp.ones((batch, items), bool),
       jnp.asarray(initial_router_bias(model.config)),
       deterministic=True,
-    ),
-    jax.random.key(0),
+    )
   )
   return variables['params']

@@ -129,6 +129,7 @@ class PathwayEncoder(nn.Module):
       length=c.encoder_layers,
       unroll=1 if c.scan_layers else c.encoder_layers,
       metadata_params={nn.PARTITION_NAME: 'layers'},
+      check_constancy_invariants=False,  # would trace the layers twice
     )
     self.layers = nn.scan(
       layer,

@@ -37,9 +37,10 @@ def from_counts(counts: np.ndarray, *, wide: bool = False) -> Offsets:
   coarse = values[::_BLOCK]
   fine = values - np.repeat(coarse, _BLOCK)[: len(values)]
   wide = wide or bool(fine.max() > np.iinfo(np.uint16).max)
+  # jnp.asarray would compile a program for every shape.
   return Offsets(
-    coarse=jnp.asarray(coarse.astype(np.int32)),
-    fine=jnp.asarray(fine.astype(np.uint32 if wide else np.uint16)),
+    coarse=jax.device_put(coarse.astype(np.int32)),
+    fine=jax.device_put(fine.astype(np.uint32 if wide else np.uint16)),
   )
 
 

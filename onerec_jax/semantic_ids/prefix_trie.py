@@ -381,7 +381,7 @@ def _build(
       np.bitwise_or.at(words, parent * width + code // 32, bits)
       levels.append(
         BitmapLevel(
-          words=jnp.asarray(words.reshape(room, width)),
+          words=jax.device_put(words.reshape(room, width)),
           first_child=first_child,
         )
       )
@@ -401,7 +401,7 @@ def _build(
         branching = old.branching
       levels.append(
         ListLevel(
-          codes=jnp.asarray(padded),
+          codes=jax.device_put(padded),
           first_child=first_child,
           branching=branching,
         )
@@ -439,9 +439,9 @@ def _build(
       wide=template is not None
       and template.first_item.fine.dtype == jnp.uint32,
     ),
-    items=jnp.asarray(items),
-    num_leaves=jnp.asarray(np.int32(starts.sum())),
-    num_items=jnp.asarray(np.int32(len(order))),
+    items=jax.device_put(items),
+    num_leaves=jax.device_put(np.int32(starts.sum())),
+    num_items=jax.device_put(np.int32(len(order))),
     codes_per_level=codes_per_level,
     max_bucket=max_bucket,
   )

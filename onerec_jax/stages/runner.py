@@ -8,6 +8,7 @@ decides and keeps the books, and alone runs stages that train nothing.
 import dataclasses
 import datetime
 import functools
+import gc
 import resource
 import time
 from collections.abc import Callable
@@ -19,27 +20,20 @@ from absl import logging
 from onerec_jax import config as config_lib
 from onerec_jax import distributed
 from onerec_jax import workdir as workdir_lib
-from onerec_jax.stages import align
-from onerec_jax.stages import embed
-from onerec_jax.stages import evaluate
-from onerec_jax.stages import lifelong
-from onerec_jax.stages import p_score
-from onerec_jax.stages import prepare
-from onerec_jax.stages import pretrain
-from onerec_jax.stages import reinforce
-from onerec_jax.stages import report
-from onerec_jax.stages import reward
-from onerec_jax.stages import tokenize
 from onerec_jax.train import contract
 from onerec_jax.train import goodput
 from onerec_jax.train import profile
 
+# (experiment, workdir) -> what its result.json shall say
+StageFunction = Callable[
+  [config_lib.Experiment, workdir_lib.Workdir], dict[str, Any]
+]
+
 
 @dataclasses.dataclass(frozen=True)
 class StageSpec:
-  """A stage and what its outcome depends on."""
+  """What the outcome of a stage depends on, and where it runs."""
 
-  run: Callable[[config_lib.Experiment, workdir_lib.Workdir], dict[str, Any]]
   settings: Callable[[config_lib.Experiment], tuple[Any, ...]]
   # Stages whose outcome it reads, as far as the experiment has them.
   after: tuple[config_lib.Stage, ...]
@@ -52,28 +46,22 @@ class StageSpec:
 
 # The mesh is in no stage's settings: it changes speed, not results.
 SPECS: dict[config_lib.Stage, StageSpec] = {
-  'prepare': StageSpec(
-    prepare.run, lambda e: (e.seed, e.data), (), on_all=lambda e: False
-  ),
+  'prepare': StageSpec(lambda e: (e.seed, e.data), (), on_all=lambda e: False),
   'embed': StageSpec(
-    embed.run,
     lambda e: (e.seed, e.embed),
     ('prepare',),
     on_all=lambda e: e.embed.alignment.enabled,
   ),
   'tokenize': StageSpec(
-    tokenize.run,
     lambda e: (e.seed, e.tokenizer),
     ('embed',),
   ),
   'lifelong': StageSpec(
-    lifelong.run,
     lambda e: (e.seed, e.lifelong, e.model.pathways),
     ('embed',),
     on_all=lambda e: False,
   ),
   'pretrain': StageSpec(
-    pretrain.run,
     lambda e: (
       e.seed,
       e.architecture,
@@ -84,42 +72,103 @@ SPECS: dict[config_lib.Stage, StageSpec] = {
     protected=True,
   ),
   'reward': StageSpec(
-    reward.run,
     lambda e: (e.seed, e.reward_model, e.reward),
     ('tokenize',),
     protected=True,
   ),
   'align': StageSpec(
-    align.run,
     lambda e: (e.seed, e.preference, e.align),
     ('pretrain', 'reward'),
     protected=True,
   ),
   'p_score': StageSpec(
-    p_score.run,
     lambda e: (e.seed, e.p_score_model, e.p_score, e.model.pathways),
     ('tokenize',),
     protected=True,
   ),
   'reinforce': StageSpec(
-    reinforce.run,
     lambda e: (e.seed, e.reinforcement, e.reinforce),
     ('pretrain', 'align', 'p_score'),
     protected=True,
   ),
   'evaluate': StageSpec(
-    evaluate.run,
     lambda e: (e.seed, e.evaluate),
     ('pretrain', 'reward', 'align', 'p_score', 'reinforce'),
   ),
-  'report': StageSpec(
-    report.run, lambda e: (), ('evaluate',), on_all=lambda e: False
-  ),
+  'report': StageSpec(lambda e: (), ('evaluate',), on_all=lambda e: False),
 }
 # Stages that an experiment may leave out.
 _OPTIONAL: tuple[config_lib.Stage, ...] = (
   'lifelong', 'reward', 'align', 'p_score', 'reinforce',
 )  # fmt: skip
+
+
+def stage_function(stage: config_lib.Stage) -> StageFunction:
+  """Imports a stage and returns what runs it.
+
+  Only where it runs: a training need not wait for the libraries of texts and
+  pictures, which take longer to import than its own.
+  """
+  match stage:
+    case 'prepare':
+      from onerec_jax.stages import prepare
+
+      return prepare.run
+    case 'embed':
+      from onerec_jax.stages import embed
+
+      return embed.run
+    case 'tokenize':
+      from onerec_jax.stages import tokenize
+
+      return tokenize.run
+    case 'lifelong':
+      from onerec_jax.stages import lifelong
+
+      return lifelong.run
+    case 'pretrain':
+      from onerec_jax.stages import pretrain
+
+      return pretrain.run
+    case 'reward':
+      from onerec_jax.stages import reward
+
+      return reward.run
+    case 'align':
+      from onerec_jax.stages import align
+
+      return align.run
+    case 'p_score':
+      from onerec_jax.stages import p_score
+
+      return p_score.run
+    case 'reinforce':
+      from onerec_jax.stages import reinforce
+
+      return reinforce.run
+    case 'evaluate':
+      from onerec_jax.stages import evaluate
+
+      return evaluate.run
+    case 'report':
+      from onerec_jax.stages import report
+
+      return report.run
+
+
+def run_stage(
+  stage: config_lib.Stage,
+  experiment: config_lib.Experiment,
+  workdir: workdir_lib.Workdir,
+) -> dict[str, Any]:
+  """Runs one stage and returns what its result.json shall say."""
+  run = stage_function(stage)
+  if not gc.get_freeze_count():
+    # What was imported stays.  Looking for garbage in it, again and again while
+    # a step is traced, takes a fifth of the time of tracing.  Only before the
+    # first stage: what a stage leaves behind must be found.
+    gc.freeze()
+  return run(experiment, workdir)
 
 
 def inputs(
@@ -214,7 +263,7 @@ def run_stages(
     logging.info('%s', title)
     start = time.perf_counter()
     if SPECS[stage].on_all(experiment):
-      result = SPECS[stage].run(experiment, workdir)
+      result = run_stage(stage, experiment, workdir)
       distributed.from_main(
         functools.partial(_finish, experiment, workdir, stage, result, start)
       )
@@ -224,7 +273,7 @@ def run_stages(
           experiment,
           workdir,
           stage,
-          SPECS[stage].run(experiment, workdir),
+          run_stage(stage, experiment, workdir),
           start,
         )
       )

@@ -153,14 +153,15 @@ class _Loop:
     self._profile = profile.Window(job.folder, job.train.profile_steps)
     self._totals: step_lib.Totals | None = None
     self._zeros: step_lib.Totals | None = None
+    self._update = step_lib.make_update(
+      job.objective,
+      job.optimizer,
+      seed=job.seed,
+      ema_decay=job.train.ema_decay,
+    )
     self._train_step = step_lib.CompiledPerShape(
       step_lib.make_train_step(
-        job.objective,
-        job.optimizer,
-        seed=job.seed,
-        ema_decay=job.train.ema_decay,
-        shardings=state_lib.shardings_of(state),
-        mesh=job.mesh,
+        self._update, shardings=state_lib.shardings_of(state), mesh=job.mesh
       ),
       clock=job.clock,
     )
@@ -249,15 +250,10 @@ class _Loop:
         self._job.prepare(self._state, self._stop.poll)
 
   def _start_totals(self, batch: Any) -> None:
-    job, state = self._job, self._state
+    job = self._job
     start = job.clock()
     zeros = step_lib.zero_totals(
-      job.objective,
-      state.params,
-      state.model_state,
-      job.frozen,
-      batch,
-      job.mesh,
+      self._update, self._state, job.frozen, batch, job.mesh
     )
     self._zeros = jax.device_get(zeros)
     saved = self._progress['totals']

@@ -107,4 +107,5 @@ def make_optimizer(
   if optimizer.weight_decay:
     parts.append(optax.add_decayed_weights(optimizer.weight_decay, decay))
   parts.append(optax.scale_by_learning_rate(rate))
-  return Optimizer(optax.chain(*parts), rate)
+  # Jitted for the log, which would compile the schedule operation by operation.
+  return Optimizer(optax.chain(*parts), jax.jit(rate))

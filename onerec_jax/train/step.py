@@ -9,9 +9,11 @@ import time
 from collections.abc import Callable
 from collections.abc import Mapping
 from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -35,57 +37,19 @@ class Totals:
   bad_gradients: Any  # bool [parameters], in tree order; at bad_step
 
 
-def abstract_totals(
-  objective: base.Objective,
-  params: Any,
-  model_state: Any,
-  frozen: Any,
-  batch: Any,
-) -> Totals:
-  """Returns shapes and dtypes of the sums that `objective` needs.
+class Outcome(NamedTuple):
+  """What one batch does to the state, and reports."""
 
-  Its arguments, arrays or ShapeDtypeStructs, are those of the objective.
-  """
-  output = jax.eval_shape(
-    lambda p, m, f, b: objective(p, m, f, b, None),
-    params,
-    model_state,
-    frozen,
-    batch,
-  )
-  scalar: Any = jax.ShapeDtypeStruct((), jnp.float32)
-  metrics = {
-    'loss': output.loss,
-    'gradient_norm': batch_lib.Mean(scalar, scalar),
-    **output.metrics,
-  }
-  return Totals(
-    steps=jax.ShapeDtypeStruct((), jnp.int32),
-    metrics=metrics,
-    counts=dict(output.counts),
-    bad_step=jax.ShapeDtypeStruct((), jnp.int32),
-    bad_metrics=jax.ShapeDtypeStruct((len(metrics),), jnp.bool),
-    bad_gradients=jax.ShapeDtypeStruct(
-      (len(jax.tree.leaves(params)),), jnp.bool
-    ),
-  )
+  state: state_lib.TrainState  # unchanged if not healthy
+  metrics: dict[str, batch_lib.Mean]  # 'loss', 'gradient_norm' and more
+  counts: dict[str, Any]  # f32 []; see LossOutput.counts
+  first_bad: Any  # bool []; not finite, and no step before was
+  bad_metrics: Any  # bool [metrics], in sorted order
+  bad_gradients: Any  # bool [parameters], in tree order
 
 
-def zero_totals(
-  objective: base.Objective,
-  params: Any,
-  model_state: Any,
-  frozen: Any,
-  batch: Any,
-  mesh: Mesh,
-) -> Totals:
-  """Returns empty sums for the metrics that `objective` reports."""
-  abstract = abstract_totals(objective, params, model_state, frozen, batch)
-  whole = sharding.replicated(mesh)
-  return jax.jit(
-    lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract),
-    out_shardings=whole,
-  )()
+# (state, bad_step, frozen, batch) -> Outcome
+Update = Callable[[state_lib.TrainState, Any, Any, Any], Outcome]
 
 
 def _all_finite(tree: Any) -> jax.Array:
@@ -107,37 +71,32 @@ def _add(
   )
 
 
-def make_train_step(
+def make_update(
   objective: base.Objective,
   optimizer: optimizer_lib.Optimizer,
   *,
   seed: int,
   ema_decay: float | None,
-  shardings: state_lib.TrainState,
-  mesh: Mesh,
-) -> Callable[..., tuple[state_lib.TrainState, Totals]]:
-  """Returns (state, totals, frozen, batch) -> (state, totals), compiled.
+) -> Update:
+  """Returns the step without its sums, for `make_train_step`.
 
     g = ∇ loss(params; key = fold_in(key(seed), step))
     params <- params + optimizer(g);  ema <- d * ema + (1 - d) * params
     model_state <- what the objective returned
 
-  `state` and `totals` are donated.  If the loss or any gradient is not
-  finite, the state stays as it was from then on, and `totals.bad_step` says
-  when that was.
+  If the loss or any gradient is not finite, or `bad_step` says that one was
+  before, the state stays as it was.
 
   Args:
     objective: the loss.
     optimizer: from `optimizer.make_optimizer`.
     seed: of all random numbers of the run.
     ema_decay: d; None: no average.
-    shardings: a TrainState of shardings.
-    mesh: the device mesh.
   """
 
-  def train_step(
-    state: state_lib.TrainState, totals: Totals, frozen: Any, batch: Any
-  ) -> tuple[state_lib.TrainState, Totals]:
+  def update(
+    state: state_lib.TrainState, bad_step: Any, frozen: Any, batch: Any
+  ) -> Outcome:
     key = jax.random.fold_in(jax.random.key(seed), state.step)
 
     def loss_fn(params: Any) -> tuple[jax.Array, base.LossOutput]:
@@ -160,7 +119,6 @@ def make_train_step(
     }
     bad_gradients = ~jnp.isfinite(squares)
     healthy = jnp.isfinite(loss) & ~jnp.any(bad_gradients)
-    first = ~healthy & (totals.bad_step == 0)
     # --- Update ---
     updates, opt_state = optimizer.transformation.update(
       gradients, state.opt_state, state.params
@@ -178,20 +136,91 @@ def make_train_step(
       model_state=output.model_state,
       ema_params=ema_params,
     )
-    keep = healthy & (totals.bad_step == 0)
-    new = jax.tree.map(lambda n, o: jnp.where(keep, n, o), new, state)
-    # --- Report ---
-    totals = _add(totals, metrics, output.counts)
-    bad_metrics = jnp.stack(
-      [~_all_finite(metrics[name]) for name in sorted(metrics)]
+    keep = healthy & (bad_step == 0)
+    return Outcome(
+      state=jax.tree.map(lambda n, o: jnp.where(keep, n, o), new, state),
+      metrics=metrics,
+      counts=dict(output.counts),
+      first_bad=~healthy & (bad_step == 0),
+      bad_metrics=jnp.stack(
+        [~_all_finite(metrics[name]) for name in sorted(metrics)]
+      ),
+      bad_gradients=bad_gradients,
     )
+
+  # Compiled only inside `make_train_step`, as if written there.  Traced once:
+  # JAX remembers what it traced for the shapes of the sums.
+  return jax.jit(update, inline=True)
+
+
+def abstract_totals(
+  update: Update, state: state_lib.TrainState, frozen: Any, batch: Any
+) -> Totals:
+  """Returns shapes and dtypes of the sums that `update` needs.
+
+  Args:
+    update: from `make_update`.
+    state: arrays or ShapeDtypeStructs, as the next two.
+    frozen: what is not trained.
+    batch: of one step.
+  """
+  # The number of the bad step is another integer in the place of the step's:
+  # an argument anywhere else would make JAX trace twice.
+  outcome = jax.eval_shape(update, state, state.step, frozen, batch)
+  scalar: Any = jax.ShapeDtypeStruct((), jnp.int32)
+  return Totals(
+    steps=scalar,
+    metrics=outcome.metrics,
+    counts=outcome.counts,
+    bad_step=scalar,
+    bad_metrics=outcome.bad_metrics,
+    bad_gradients=outcome.bad_gradients,
+  )
+
+
+def zero_totals(
+  update: Update,
+  state: state_lib.TrainState,
+  frozen: Any,
+  batch: Any,
+  mesh: Mesh,
+) -> Totals:
+  """Returns empty sums for the metrics that `update` reports, on the mesh."""
+  zeros = jax.tree.map(
+    lambda x: np.zeros(x.shape, x.dtype),
+    abstract_totals(update, state, frozen, batch),
+  )
+  whole = sharding.replicated(mesh)
+  return sharding.place(zeros, jax.tree.map(lambda _: whole, zeros))
+
+
+def make_train_step(
+  update: Update, *, shardings: state_lib.TrainState, mesh: Mesh
+) -> Callable[..., tuple[state_lib.TrainState, Totals]]:
+  """Returns (state, totals, frozen, batch) -> (state, totals), compiled.
+
+  `state` and `totals` are donated.  From the first step that is not finite on,
+  the state stays as it was, and `totals.bad_step` says when that was.
+
+  Args:
+    update: from `make_update`.
+    shardings: a TrainState of shardings.
+    mesh: the device mesh.
+  """
+
+  def train_step(
+    state: state_lib.TrainState, totals: Totals, frozen: Any, batch: Any
+  ) -> tuple[state_lib.TrainState, Totals]:
+    new = update(state, totals.bad_step, frozen, batch)
+    first = new.first_bad
+    totals = _add(totals, new.metrics, new.counts)
     totals = dataclasses.replace(
       totals,
       bad_step=jnp.where(first, state.step + 1, totals.bad_step),
-      bad_metrics=jnp.where(first, bad_metrics, totals.bad_metrics),
-      bad_gradients=jnp.where(first, bad_gradients, totals.bad_gradients),
+      bad_metrics=jnp.where(first, new.bad_metrics, totals.bad_metrics),
+      bad_gradients=jnp.where(first, new.bad_gradients, totals.bad_gradients),
     )
-    return new, totals
+    return new.state, totals
 
   return jax.jit(
     train_step,

@@ -1,7 +1,9 @@
 """Runner: skip what is done, redo what changed, never mix configurations."""
 
 import dataclasses
+import gc
 import json
+import weakref
 
 import pytest
 from etils import epath
@@ -25,11 +27,7 @@ def calls(monkeypatch):
 
     return run
 
-  specs = {
-    stage: dataclasses.replace(spec, run=stub(stage))
-    for stage, spec in runner.SPECS.items()
-  }
-  monkeypatch.setattr(runner, 'SPECS', specs)
+  monkeypatch.setattr(runner, 'stage_function', stub)
   return made
 
 
@@ -204,3 +202,37 @@ def test_the_next_training_begins_where_the_stage_before_ended(calls, workdir):
   before = goodput.unclaimed_since()
   _run(config.Experiment(), workdir, ('prepare',))
   assert goodput.unclaimed_since() > before
+
+
+@pytest.mark.parametrize('stage', config.STAGES)
+def test_each_stage_is_run_by_its_own_module(stage):
+  function = runner.stage_function(stage)
+  assert function.__name__ == 'run'
+  assert function.__module__ == f'onerec_jax.stages.{stage}'
+
+
+class _Leftover:
+  """Reaches itself, so that only a search for garbage finds it."""
+
+  def __init__(self):
+    self.own = self
+
+
+def test_what_a_stage_leaves_behind_is_found_as_garbage(monkeypatch, workdir):
+  left = []
+
+  def leave(experiment, workdir):
+    left.append(weakref.ref(_Leftover()))
+    return {}
+
+  monkeypatch.setattr(runner, 'stage_function', lambda stage: leave)
+  gc.unfreeze()
+  gc.disable()
+  try:
+    _run(config.Experiment(), workdir, ('prepare', 'embed'))
+    assert gc.get_freeze_count(), 'what was imported before is left out'
+    gc.collect()
+  finally:
+    gc.enable()
+    gc.unfreeze()
+  assert [reference() for reference in left] == [None, None]

@@ -53,6 +53,24 @@ class Stopping:
     self.batches.set_state(state)
 
 
+def test_the_objective_is_traced_once(toy, tmp_path):
+  traced = []
+
+  def objective(*arguments):
+    traced.append(arguments)
+    return toy.objective(*arguments)
+
+  job, state = toy.make_job(
+    tmp_path,
+    train=toy.config_with(num_steps=2, evaluate_every_steps=0),
+    valid_batches=None,
+  )
+  loop.train(dataclasses.replace(job, objective=objective), state)
+  assert (
+    len(traced) == 1
+  )  # neither for the shapes of its metrics nor to compile
+
+
 def test_a_three_parameter_model_is_fitted(toy, tmp_path):
   result = toy.run(
     tmp_path, train=toy.config_with(num_steps=60, checkpoint_every_steps=60)

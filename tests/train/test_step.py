@@ -92,16 +92,12 @@ def _one_step(shape):
     )
   }
   objective = pretrain.make_objective(model, _TRAIN)
-  totals = step_lib.zero_totals(
-    objective, state.params, state.model_state, frozen, batch, mesh
+  update = step_lib.make_update(
+    objective, optimizer, seed=0, ema_decay=_TRAIN.ema_decay
   )
+  totals = step_lib.zero_totals(update, state, frozen, batch, mesh)
   step = step_lib.make_train_step(
-    objective,
-    optimizer,
-    seed=0,
-    ema_decay=_TRAIN.ema_decay,
-    shardings=state_lib.shardings_of(state),
-    mesh=mesh,
+    update, shardings=state_lib.shardings_of(state), mesh=mesh
   )
   new, totals = step(state, totals, frozen, batch)
   loss = totals.metrics['loss']
