@@ -19,7 +19,7 @@ each on validation users; `rehearsal`: 20 steps a row, to see that all of it
 runs.  TIGER reads MiniLM vectors (README), or those of a file:
 --config.embed.parts="({'kind': 'array', 'dim': 384, 'path': FILE},)".
 
-Cost of beauty, estimated, not measured: a seed's 54,000 steps are 5 PFLOPs, 4.5
+Cost of beauty, estimated, not measured: a seed's 50,000 steps are 5 PFLOPs, 4.5
 of them TIGER's.  On an H200-class GPU small kernels bound it: at 5 ms a step 5
 minutes a seed, and as much for compiling, validating and ranking.  On two CPU
 cores (90 GFLOP/s) 16 hours a seed; `small` 3 hours.
@@ -40,7 +40,7 @@ VARIANTS = ('beauty', 'sports', 'small', 'tuning', 'rehearsal')
 BASE = 'OneRec'
 # TIGER's learning rate does not depend on how many steps follow, and on Beauty
 # it overfits from 20,000 on: these are the first of its 200,000.
-_STEPS = {'TIGER': 30_000, 'SASRec': 8000, BASE: 8000}
+_STEPS = {'TIGER': 30_000, 'SASRec': 8000, BASE: 4000}
 _FEW_STEPS = {'TIGER': 4000, 'SASRec': 2000, BASE: 2000}
 _FEWEST_STEPS = dict.fromkeys(_STEPS, 20)
 # Learning rate, dropout.

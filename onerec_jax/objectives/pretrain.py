@@ -30,6 +30,17 @@ class Frozen(TypedDict):
   trie: NotRequired[prefix_trie.PrefixTrie]  # model.normalise_over='catalogue'
 
 
+def make_frozen(
+  model: onerec.OneRec,
+  catalogue: batch_lib.Catalogue,
+  trie: prefix_trie.PrefixTrie,
+) -> Frozen:
+  """Returns what this model's objective reads beside parameters."""
+  if model.config.normalise_over == 'catalogue':
+    return {'catalogue': catalogue, 'trie': trie}
+  return {'catalogue': catalogue}
+
+
 def make_objective(
   model: onerec.OneRec, train: config.TrainConfig
 ) -> base.Objective:
@@ -62,7 +73,7 @@ def make_objective(
     if 'trie' not in frozen:
       raise ValueError(
         "normalise_over='catalogue' reads the trie of the catalogue: pass"
-        " frozen={'catalogue': …, 'trie': PrefixTrie.build(…)}."
+        ' frozen=pretrain.make_frozen(model, catalogue, trie).'
       )
     return frozen['trie'].followers(codes)
 

@@ -260,7 +260,6 @@ def _make_onerec(
     ids.codes, ids.codes_per_level, rank_in_bucket=ids.rank_in_bucket
   )
   trie = jax.tree.map(lambda x: sharding.place(x, whole), trie)
-  legal = experiment.model.normalise_over == 'catalogue'
   recommender = recommend.make_recommender(
     model, experiment.evaluate.decoding, top_k=_TOP_K
   )
@@ -268,7 +267,7 @@ def _make_onerec(
     boxes=onerec.abstract_params(model),
     model_state=onerec.initial_router_bias(experiment.model),
     objective=objective_lib.make_objective(model, experiment.pretrain),
-    frozen={'catalogue': catalogue, **({'trie': trie} if legal else {})},
+    frozen=objective_lib.make_frozen(model, catalogue, trie),
     semantic_ids=ids.digest(),
     rank=lambda params, router_bias, batch, seen: (
       recommender(params, router_bias, catalogue, trie, batch, seen).items

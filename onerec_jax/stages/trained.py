@@ -241,9 +241,11 @@ def teacher_forced(
     'item_loss' (nats) and 'accuracy' per target item.
   """
   objective = _objective(trained)
-  frozen = {'attributes': trained.attributes}
+  frozen: Any = {'attributes': trained.attributes}
   if trained.experiment.architecture == 'onerec':
-    frozen = {'catalogue': trained.catalogue}
+    frozen = onerec_objective.make_frozen(
+      trained.model, trained.catalogue, trained.trie
+    )
 
   @jax.jit
   def step(params: Any, state: Any, frozen: Any, batch: Any):

@@ -229,7 +229,7 @@ def test_over_the_catalogue_only_the_codes_of_items_share_the_probability(
     config.TrainConfig(ntp_reduction='mean'),
   )
   bias = np.zeros((1, 4), np.float32)
-  with pytest.raises(ValueError, match='pass frozen='):
+  with pytest.raises(ValueError, match=r'make_frozen\(model'):
     jax.jit(functools.partial(objective, key=None))(params, bias, frozen, batch)
   trie = prefix_trie.PrefixTrie.build(codes, _SIZES)
   output = jax.jit(functools.partial(objective, key=None))(
