@@ -42,7 +42,26 @@ def collect(workdir: pathlib.Path) -> pathlib.Path:
   stages['embed'].get('alignment', {}).get('quality', {}).pop(
     'neighbours', None
   )
-  return _keep(workdir, {'stages': stages})
+  curve = _curve(workdir / 'pretrain', stages.get('pretrain', {}))
+  return _keep(workdir, {'stages': stages, 'curve': curve})
+
+
+def _curve(
+  folder: pathlib.Path, training: dict[str, Any]
+) -> list[dict[str, float]]:
+  """Returns recall and NDCG on validation users against examples seen."""
+  if not training.get('examples_seen'):
+    return []
+  per_step = training['examples_seen'] / training['steps']
+  records = map(json.loads, (folder / 'metrics.jsonl').read_text().splitlines())
+  return [
+    {
+      'examples': round(r['step'] * per_step),
+      **{m: r[f'valid/{m}'] for m in ('recall@10', 'ndcg@10')},
+    }
+    for r in records
+    if 'valid/recall@10' in r
+  ]
 
 
 def _collect_sweep(

@@ -11,6 +11,7 @@ from experiments import measured_runs
 
 _SHOWN = ('recall@5', 'recall@10', 'ndcg@10', 'mrr@10')
 NOT_MEASURED = 'not measured'
+_MAX_POINTS = 8  # of a curve in one line
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:
@@ -73,8 +74,23 @@ def ranking(name: str, title: str, *, recipe: str | None = None) -> str:
       f' ({difference["low"]:+.4f} to {difference["high"]:+.4f}, paired'
       f' bootstrap).{legal}'
       f' `experiments/{recipe or name + ".py"}`, commit {run["commit"]}.',
+      *_by_samples(run.get('curve') or ()),
     ]
   )
+
+
+def _by_samples(curve: Sequence[Mapping[str, float]]) -> list[str]:
+  """Returns how recall on validation users grew, as a paragraph."""
+  if len(curve) < 3:
+    return []
+  kept = curve[:: -(-len(curve) // _MAX_POINTS)]
+  if kept[-1] is not curve[-1]:
+    kept = [*kept, curve[-1]]
+  points = ', '.join(
+    f'{point["examples"] / 1000:,.0f} k: {point["recall@10"]:.3f}'
+    for point in kept
+  )
+  return ['', f'Recall@10 of validation users by samples seen: {points}.']
 
 
 def session_rewards(name: str, title: str) -> str:

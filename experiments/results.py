@@ -29,10 +29,12 @@ _BLOCKS: dict[str, Callable[[], str]] = {
     'quickstart', 'MovieLens-100K, `make quickstart`'
   ),
   'beauty': lambda: result_tables.ranking(
-    'onerec_v1_beauty', 'Amazon Beauty 2014'
+    'onerec_amazon_beauty',
+    'Amazon Beauty 2014',
+    recipe='onerec_amazon.py:beauty',
   ),
   'beauty_slices': lambda: result_tables.slices(
-    'onerec_v1_beauty', 'Amazon Beauty 2014'
+    'onerec_amazon_beauty', 'Amazon Beauty 2014'
   ),
   'sasrec_beauty': lambda: result_tables.ranking(
     'sasrec_beauty',

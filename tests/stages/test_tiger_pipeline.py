@@ -46,6 +46,9 @@ def _tiger() -> config_lib.Experiment:
         'decoder_layers': 1,
         'mlp_dim': 16,
         'moe': {'enabled': False},
+        # Not TIGER's: levels of unequal size, and one without a codebook.
+        'normalise_over': 'catalogue',
+        'code_init': 'codebook',
         'history_separator': False,
         'user_buckets': 50,
       },
@@ -93,4 +96,5 @@ def test_tiger_runs_from_events_to_recommendations(tmp_path):
   assert trained['semantic_ids'] == ids.digest()
   evaluated = workdir.result('evaluate')
   assert evaluated['legality'] == 1.0
+  assert 0 < evaluated['teacher_forced']['token_loss'] < 2
   assert 0 <= evaluated['metrics']['onerec']['recall@10']['mean'] <= 1
