@@ -80,5 +80,5 @@ def get_config(variant: str = 'beauty') -> ml_collections.ConfigDict:
   config.pretrain.checkpoint_every_steps = 250
 
   config.evaluate.batch_size = 128
-  config.evaluate.decoding.continue_items = 3
+  config.evaluate.decoding.continue_items = 1
   return config
