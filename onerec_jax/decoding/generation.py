@@ -49,8 +49,9 @@ class Hypotheses(NamedTuple):
   log_probs: Float[Array, 'B W']  # nats, sum over M*L codes; -inf if not valid
   leaves: Int[Array, 'B W M']  # leaf of the trie; -1: none, or no trie given
   valid: Bool[Array, 'B W']  # False: there was nothing left to generate
-  # Entropy of P(code of level l | prefix) of the first item, nats, before any
-  # constraint, averaged over the live prefixes (spec §13.1). [B, L]
+  # Entropy of P(code of level l | prefix) of the first item, nats, over all
+  # that the model gives probability to (all codes; with `normalise` those that
+  # follow in the trie), before exclusions; mean of the live prefixes. [B, L]
   entropy: Float[Array, 'B L']
 
 
@@ -188,7 +189,18 @@ def _extend(
   for l, num_codes in enumerate(codes_per_level):
     position = jnp.asarray(item * (levels + 1) + l, jnp.int32)
     log_probs, cache = step_fn(tokens, position, l, cache)
-    entropies.append(_entropy(log_probs[..., :num_codes], totals))
+    own = log_probs[..., :num_codes]
+    if normalise:
+      own = constraints.candidates(
+        trie,
+        log_probs,
+        node,
+        None,
+        level=l,
+        num_codes=num_codes,
+        normalise=True,
+      ).log_probs
+    entropies.append(_entropy(own, totals))
     blocked = None
     if exclusions is not None and trie is not None:
       blocked = constraints.blocked_by_exclusions(
@@ -219,8 +231,8 @@ def _extend(
     totals = choice.log_probs
     parents = choice.parents
     if parents is None:
-      own = jnp.arange(totals.shape[1])[None]
-      parents = jnp.broadcast_to(own, totals.shape)
+      itself = jnp.arange(totals.shape[1])[None]
+      parents = jnp.broadcast_to(itself, totals.shape)
     code, child = constraints.follow(
       trie, found, node, parents, choice.chosen, level=l
     )

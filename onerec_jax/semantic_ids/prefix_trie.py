@@ -60,7 +60,7 @@ class BitmapLevel:
     self, node: Int[Array, '*n'], *, num_codes: int
   ) -> Bool[Array, '*n num_codes']:
     """Returns which codes follow `node`."""
-    words = jnp.take(self.words, node, axis=0, mode='clip')
+    words = offsets.take(self.words, node)
     place = jnp.arange(32, dtype=jnp.uint32).reshape((1,) * words.ndim + (32,))
     bits = (words[..., None] >> place) & 1
     return bits.astype(bool).reshape(*node.shape, -1)[..., :num_codes]
@@ -132,9 +132,8 @@ class PrefixTrie:
   """
 
   levels: tuple[BitmapLevel | ListLevel, ...]
-  first_item: (
-    offsets.Offsets
-  )  # leaf -> slot in items; one entry more than leaves
+  # leaf -> slot in items; one entry more than leaves
+  first_item: offsets.Offsets
   items: Int[Array, ' capacity']  # dense items by leaf, then rank in bucket
   num_leaves: Int[Array, '']
   num_items: Int[Array, '']

@@ -55,7 +55,8 @@ def results(
       + ', '.join(f'{e:.2f}' for e in entropy),
       caption=(
         'How undecided the model is at each level of the ID, along the beam'
-        ' before any constraint (nats). A falling staircase is healthy.'
+        ' over all that it gives probability to (nats). A falling staircase is'
+        ' healthy.'
       ),
     )
   sizes = sorted({int(n.partition('@')[2]) for n in scores[predictions.OURS]})

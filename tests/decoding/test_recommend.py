@@ -230,6 +230,15 @@ def test_over_the_catalogue_the_probabilities_of_all_items_sum_to_one():
   shown = np.exp(np.where(valid, beams.log_probs, -np.inf)).sum(1)
   gone = np.array([seen[0].sum(), seen[1, 2]])
   np.testing.assert_allclose(shown + gone, 1.0, rtol=1e-5)
+  # Of the first level: over the codes of all IDs, seen or not.
+  ids = np.unique(codes, axis=0)
+  shares = np.exp(forced(np.broadcast_to(ids[None, :, None], (2, 24, 1, 3))))
+  first = np.stack(
+    [shares[:, ids[:, 0] == c].sum(1) for c in np.unique(ids[:, 0])], axis=1
+  )
+  np.testing.assert_allclose(
+    beams.entropy[:, 0], -(first * np.log(first)).sum(1), rtol=1e-4
+  )
   expected = forced(np.maximum(beams.codes, 0))
   np.testing.assert_allclose(
     np.asarray(beams.log_probs)[valid],
