@@ -24,6 +24,7 @@ from onerec_jax.objectives import align
 from onerec_jax.objectives import base
 from onerec_jax.objectives import pretrain
 from onerec_jax.objectives import reinforce
+from onerec_jax.semantic_ids import prefix_trie
 from onerec_jax.semantic_ids import vocabulary
 from onerec_jax.train import optimizer as optimizer_lib
 from onerec_jax.train import state as state_lib
@@ -72,6 +73,9 @@ _TR = dataclasses.replace(
     lifelong_queries=2,
     lifelong_layers=1,
   ),
+)
+_OVER_CATALOGUE = dataclasses.replace(
+  _V1, encoder_layers=1, decoder_layers=1, normalise_over='catalogue'
 )
 _MESHES: dict[str, tuple[config.MeshConfig, Callable[[Any], int] | None]] = {
   'data': (config.MeshConfig(), None),
@@ -163,11 +167,15 @@ def _pretrain(model):
       lifelong=_clusters(rng, 5),
     )
   items = 1 if context else 2
+  frozen: pretrain.Frozen = {'catalogue': _catalogue()}
+  if model.normalise_over == 'catalogue':
+    codes = np.asarray(frozen['catalogue'].codes)
+    frozen['trie'] = prefix_trie.PrefixTrie.build(codes, _CODES)
   return _Stage(
     model,
     items,
     lambda model: pretrain.make_objective(model, config.TrainConfig()),
-    {'catalogue': _catalogue()},
+    frozen,
     _sessions(2, history=3, targets=items, context=context),
   )
 
@@ -233,6 +241,7 @@ def _ecpo(model):
 
 _STAGES = {
   'v1': functools.partial(_pretrain, _V1),
+  'catalogue': functools.partial(_pretrain, _OVER_CATALOGUE),
   'tr': functools.partial(_pretrain, _TR),
   'dpo': functools.partial(_dpo, _V1),
   'ecpo': functools.partial(_ecpo, _V1),
@@ -279,11 +288,11 @@ def _place(stage, name):
   names = parameters.logical_names(onerec.abstract_params(stage.make_model()))
   values = _starting_values(stage)
   shardings = sharding.parameter_shardings(mesh, names, values)
-  whole = jax.tree.map(lambda _: sharding.replicated(mesh), stage.frozen)
+  whole = sharding.replicated(mesh)
   return (
     mesh,
     sharding.place(values, shardings),
-    sharding.place(stage.frozen, whole),
+    jax.tree.map(lambda x: sharding.place(x, whole), stage.frozen),
     sharding.place_batch(stage.batch, mesh),
   )
 
@@ -303,6 +312,7 @@ def _assert_close(got, want):
     ('v1', 'data', 'all_gather'),
     ('v1', 'fsdp', 'all_to_all'),
     ('v1', 'by_size', 'all_to_all'),
+    ('catalogue', 'slices', 'all_gather'),
     ('tr', 'slices', 'all_to_all'),
     ('tr', 'by_size', 'all_gather'),
     ('dpo', 'slices', 'all_gather'),
