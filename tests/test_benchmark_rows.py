@@ -33,7 +33,7 @@ def _alone(recipe, *, steps):
 
 
 _RECIPES = {
-  'OneRec': (onerec_amazon, '', 8000),
+  'OneRec': (onerec_amazon, '', 4000),
   'SASRec, cross-entropy': (sasrec_amazon, '', 8000),
   'TIGER': (tiger_amazon, '', 30_000),
   'SASRec, as published': (sasrec_amazon, '_bce', 8000),

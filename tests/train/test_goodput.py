@@ -93,8 +93,9 @@ def test_the_seconds_of_a_run_are_booked_where_they_were_spent(toy, tmp_path):
   clock = Clock(7.0)  # the process is 7 s old
   result = _train(toy, tmp_path, clock)
   seconds = dict(result.seconds)
-  # Traced by eval_shape, by the step and by the validation: 10 s each.
-  assert seconds.pop('compile') == 30.0
+  # Traced by the step (once, for the shapes of its sums too) and by the
+  # validation: 10 s each.
+  assert seconds.pop('compile') == 20.0
   expected = {
     'start': 7.0,
     'rollout': 4 * 3.0,
@@ -106,21 +107,21 @@ def test_the_seconds_of_a_run_are_booked_where_they_were_spent(toy, tmp_path):
   }
   wall = seconds.pop('wall')
   assert seconds == expected
-  assert wall == clock.now == 7 + 30 + 12 + 12 + 10 + 1
+  assert wall == clock.now == 7 + 20 + 12 + 12 + 10 + 1
   # Trained 4 s, made the batches 12 s.
   assert goodput.productive(result.seconds) == 16.0
-  assert goodput.share(result.seconds) == pytest.approx(16 / 72)
+  assert goodput.share(result.seconds) == pytest.approx(16 / 62)
 
 
 def test_every_log_line_has_the_share_so_far(toy, tmp_path):
   _train(toy, tmp_path, Clock(7.0))
   first, second = toy.records(tmp_path)
-  # start 7, two steps of 3 + 2 + 1, 30 to compile, 5 to validate.
-  assert first['wall_seconds'] == 7 + 2 * 6 + 30 + 5
-  assert first['goodput'] == pytest.approx(2 * 4 / 54, abs=1e-6)
+  # start 7, two steps of 3 + 2 + 1, 20 to compile, 5 to validate.
+  assert first['wall_seconds'] == 7 + 2 * 6 + 20 + 5
+  assert first['goodput'] == pytest.approx(2 * 4 / 44, abs=1e-6)
   # ... 0.5 for the checkpoint, two steps and a validation.
-  assert second['wall_seconds'] == 54 + 0.5 + 2 * 6 + 5
-  assert second['goodput'] == pytest.approx(4 * 4 / 71.5, abs=1e-6)
+  assert second['wall_seconds'] == 44 + 0.5 + 2 * 6 + 5
+  assert second['goodput'] == pytest.approx(4 * 4 / 61.5, abs=1e-6)
 
 
 def test_a_restart_counts_what_was_lost_and_its_own_start(toy, tmp_path):
@@ -140,17 +141,17 @@ def test_a_restart_counts_what_was_lost_and_its_own_start(toy, tmp_path):
   clock = Clock(3620.0)
   result = _train(toy, tmp_path, clock, began=3600.0, num_steps=8)
   seconds = result.seconds
-  # The run was 54 s old when step 2 was saved and 71.5 s at its last line.
-  assert seconds['lost'] == 71.5 - 54
+  # The run was 44 s old when step 2 was saved and 61.5 s at its last line.
+  assert seconds['lost'] == 61.5 - 44
   # 7 s before; 20 s until it continued.
   assert seconds['start'] == 27.0
   # Steps 3 to 8, once: what was lost is not productive.
   assert goodput.productive(seconds) == 8 * 4.0
   spent_now = clock.now - 3600.0
-  assert seconds['wall'] == 71.5 + spent_now
+  assert seconds['wall'] == 61.5 + spent_now
   # The second process compiled as well, and saved three times.
-  assert spent_now == 20 + 6 * 6 + 30 + 3 * 5 + 3 * 0.5
-  assert goodput.share(seconds) == pytest.approx(32 / (71.5 + 102.5))
+  assert spent_now == 20 + 6 * 6 + 20 + 3 * 5 + 3 * 0.5
+  assert goodput.share(seconds) == pytest.approx(32 / (61.5 + 92.5))
 
 
 def test_a_clean_restart_loses_nothing_but_its_start(toy, tmp_path):
