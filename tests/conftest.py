@@ -18,8 +18,14 @@ os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.1')
 # the pipeline of v1 compiles as for a user (tests/pipelines).
 os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
 if importlib.metadata.version('jax').startswith('0.10.'):
-  # Later ones end the process: they do not know it.
-  os.environ.setdefault('XLA_FLAGS', '--xla_cpu_use_fusion_emitters=false')
+  # Later ones end the process: they do not know the first.  With the second
+  # all devices meet in their collectives in one order; else some wait for each
+  # other for ever where there are fewer cores than devices.
+  os.environ.setdefault(
+    'XLA_FLAGS',
+    '--xla_cpu_use_fusion_emitters=false'
+    ' --xla_cpu_enable_concurrency_optimized_scheduler=false',
+  )
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
 import jax  # noqa: E402
