@@ -110,7 +110,7 @@ class SelfAttention(nn.Module):
       platform == 'tpu'
       and not typed
       and length >= _FUSED_FROM
-      and fused_attention.fits(num_keys=length, head_dim=self.config.head_dim)
+      and fused_attention.fits(num_keys=length)
     )
 
   def _fused(

@@ -22,7 +22,7 @@ from jaxtyping import UInt32
 from onerec_jax.ops import attention
 from onerec_jax.ops import dropout
 
-_LANES = 128  # of a TPU register: head_dim and lengths are multiples
+_LANES = 128  # of a TPU register: head_dim and lengths are padded to multiples
 _ROWS = 256  # queries whose scores are computed at once
 # Keys that only pad the length: below every real key, masked ones included,
 # so that a row without real keys still gives the mean of the given values.
@@ -42,9 +42,9 @@ class _Settings(NamedTuple):
   interpret: bool
 
 
-def fits(*, num_keys: int, head_dim: int) -> bool:
-  """Returns whether the kernel takes sequences of this size."""
-  return num_keys <= MAX_LENGTH and head_dim % _LANES == 0
+def fits(*, num_keys: int) -> bool:
+  """Returns whether the kernel takes sequences of this length."""
+  return num_keys <= MAX_LENGTH
 
 
 def self_attention(
@@ -63,6 +63,10 @@ def self_attention(
 
     out = dropout(softmax(q k^T + distances[s - t + S - 1] + mask)) v
 
+  A head narrower than a register is padded with zeros: as the matrix unit
+  works on whole registers it takes no longer, but queries, keys and values
+  take the memory of the padded width.
+
   Args:
     queries: already scaled. [B, S, H, K]
     keys: [B, S, H, K]
@@ -77,21 +81,25 @@ def self_attention(
   Returns:
     In the dtype of `values`. [B, S, H, K]
   Raises:
-    ValueError: the sizes are not `fits`.
+    ValueError: the sequences are too long.
   """
   rows, length, heads, head_dim = queries.shape
-  if not fits(num_keys=length, head_dim=head_dim):
+  if not fits(num_keys=length):
     raise ValueError(
-      f'Fused attention takes at most {MAX_LENGTH} tokens and a head_dim that'
-      f' is a multiple of {_LANES}, not {length} tokens of {head_dim}.'
+      f'Fused attention takes at most {MAX_LENGTH} tokens, not {length}: use'
+      ' `attention.attend` for them.'
     )
   if seed is None:
     seed, rate = jnp.zeros(2, jnp.uint32), 0.0
   settings = _Settings(heads, length, rate, interpret)
   run = functools.partial(_local, settings)
-  flat = (rows, length, heads * head_dim)
+
+  def flatten(x: jax.Array) -> jax.Array:
+    padding = [(0, 0)] * 3 + [(0, -head_dim % _LANES)]
+    return jnp.pad(x, padding).reshape(rows, length, -1)
+
   arguments = (
-    queries.reshape(flat), keys.reshape(flat), values.reshape(flat),
+    flatten(queries), flatten(keys), flatten(values),
     attention.key_bias(mask)[:, 0], distances, seed,
   )  # fmt: skip
   if mesh is None or mesh.size == 1:
@@ -108,7 +116,7 @@ def self_attention(
       out_specs=batch,
       check_vma=False,  # Pallas calls declare no varying axes
     )(*arguments, first)
-  return out.reshape(queries.shape)
+  return out.reshape(rows, length, heads, -1)[..., :head_dim]
 
 
 def _local(

@@ -13,7 +13,7 @@ from onerec_jax.ops import dropout
 from onerec_jax.ops import fused_attention
 
 _CONFIG = config_lib.ModelConfig(
-  embed_dim=16, num_heads=2, head_dim=128, attention_dropout_rate=0.2
+  embed_dim=16, num_heads=2, head_dim=64, attention_dropout_rate=0.2
 )
 _LENGTH = 40
 

@@ -12,20 +12,21 @@ from onerec_jax.ops import dropout
 from onerec_jax.ops import fused_attention
 
 _ROWS, _LENGTH, _HEADS, _DIM = 8, 200, 2, 128  # 200: padded to 256
+_NARROW = 32  # padded to 128
 
 
-def _inputs():
+def _inputs(dim=_DIM):
   generator = np.random.default_rng(0)
 
   def normal(*shape):
     return jnp.asarray(generator.standard_normal(shape), jnp.float32)
 
-  shape = (_ROWS, _LENGTH, _HEADS, _DIM)
+  shape = (_ROWS, _LENGTH, _HEADS, dim)
   lengths = generator.integers(1, _LENGTH, _ROWS)
   lengths[0] = 0  # a user without history
   mask = jnp.asarray(np.arange(_LENGTH)[None] < lengths[:, None])
   arrays = (
-    normal(*shape) * _DIM**-0.5,
+    normal(*shape) * dim**-0.5,
     normal(*shape),
     normal(*shape),
     normal(_HEADS, 2 * _LENGTH - 1),
@@ -74,9 +75,11 @@ def _value_and_gradients(function, arrays, **options):
   )
 
 
-@pytest.mark.parametrize('rate', [0.0, 0.3])
-def test_output_and_gradients_are_those_of_plain_attention(rate):
-  arrays, mask = _inputs()
+@pytest.mark.parametrize(
+  ('rate', 'dim'), [(0.0, _DIM), (0.3, _DIM), (0.3, _NARROW)]
+)
+def test_output_and_gradients_are_those_of_plain_attention(rate, dim):
+  arrays, mask = _inputs(dim)
   seed = dropout.site_seeds(jax.random.key(1), (1,), bits='hash')[0]
   options = dict(mask=mask, seed=seed, rate=rate)
   (_, want), want_gradients = _value_and_gradients(_plain, arrays, **options)
@@ -112,13 +115,11 @@ def test_without_positions_only_the_mask_counts():
   np.testing.assert_allclose(got, want, rtol=1e-5, atol=2e-5)
 
 
-def test_sizes_that_do_not_fit_are_refused():
-  (queries, keys, values, _), mask = _inputs()
-  with pytest.raises(ValueError, match='head_dim that is a multiple of 128'):
+def test_sequences_that_do_not_fit_are_refused():
+  too_long = fused_attention.MAX_LENGTH + 1
+  states = jnp.zeros((1, too_long, 1, 8))
+  with pytest.raises(ValueError, match=f'1280 tokens, not {too_long}'):
     _fused(
-      *(x[..., :64] for x in (queries, keys, values)),
-      None,
-      mask=mask,
-      seed=None,
-      rate=0.0,
-    )
+      states, states, states, None,
+      mask=jnp.ones((1, too_long), bool), seed=None, rate=0.0,
+    )  # fmt: skip
