@@ -52,7 +52,7 @@ class Counts(NamedTuple):
     return self.total(published) - self.experts + self.active_experts
 
 
-# The 13 % of 2502.18965, section 3.3, are of the model that is deployed.
+# The 13 % of 2502.18965, section 4, are of the model that is deployed.
 _PUBLISHED = {
   'onerec_v1_paper:0.05b': Published(0.05e9),
   'onerec_v1_paper:0.1b': Published(0.1e9),

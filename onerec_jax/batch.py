@@ -68,7 +68,7 @@ class EventSequence:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class UserContext:
-  """A user at the time of a request; nothing in it is later (spec §3.2)."""
+  """A user at a request (2506.13695, section 2.2.1); nothing in it is later."""
 
   features: Leaf  # int32 [B, U]; id of each user feature, 0: unknown
   short: EventSequence | None  # latest events of any kind
@@ -108,7 +108,7 @@ class Catalogue:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LabelledBatch:
-  """Shown sessions (as targets) with what the users did (spec §9)."""
+  """Shown sessions (as targets) with what the users did (2502.18965, 3.3.1)."""
 
   session: SessionBatch
   labels: Leaf  # float32 [B, X]; in 0..1, one column per reward target
@@ -142,7 +142,7 @@ class PreferenceBatch:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class GroupBatch:
-  """Items generated for users, with what they earned (spec §12).
+  """Items generated for users, with what they earned (2506.13695, 2.4.1).
 
   Illegal outputs have no item, so the outputs are given by their codes.
   """

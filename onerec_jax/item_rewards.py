@@ -83,7 +83,7 @@ def choose_format_samples(
     numbers: what tells the groups of a run apart, >= 0. [P]
     key: names the random stream, e.g. (seed, 3).
 
-  Reference: OneRec technical report, arXiv:2506.13695, §4.3; spec §11.2.
+  Reference: OneRec technical report, arXiv:2506.13695, §2.4.2 and §4.3.2.
   """
   if choice == 'top':
     # Negated, so that equal ones keep their order.
@@ -169,7 +169,8 @@ def suppress(
 
   Returns:
     The rewards, and `before` for the next call (at most the window).
-  Reference: spec §11.3.
+  Reference: OneRec technical report, arXiv:2506.13695, §4.3.3; the window is
+  our choice.
   """
   shown = items >= 0
   hit = shown & is_suppressed[np.maximum(items, 0)]
@@ -256,7 +257,7 @@ def pass_at_values(
   Illegal items count in no mean and no maximum; a user without a legal item
   among the first k gets NaN.
 
-  Reference: 2506.13695, Pass@K; spec §13.2.
+  Reference: 2506.13695, table 4 (Pass@K); the maximum is our reading of it.
   """
   shown = np.where(legal[..., None], rewards, np.nan)
   counted = np.where(legal[..., None], rewards, 0.0)

@@ -64,7 +64,7 @@ def user_rewards(
     users without a legal session. [U, 2 X]
   Raises:
     ValueError: a legal session has no finite reward.
-  Reference: 2502.18965 table 1; spec §13.1.
+  Reference: 2502.18965, table 1; what mean and max run over is our reading.
   """
   bad = mask & ~np.isfinite(predictions).all(axis=2)
   if bad.any():

@@ -78,8 +78,8 @@ def prepare_ours(
 
   @jax.jit
   def search(params, trie, history, history_mask):
-    apply = lambda *args, method: model.apply(  # noqa: E731
-      {'params': params}, *args, method=method
+    apply = lambda *args, method, **sizes: model.apply(  # noqa: E731
+      {'params': params}, *args, method=method, **sizes
     )
     user = jnp.zeros(batch_size, jnp.int32)
     inputs = encoder_input.EncoderInput(history, history_mask, user)
@@ -91,7 +91,9 @@ def prepare_ours(
       bias,
       method='start_decoding',
     )
-    cache = apply(batch_size, 1, _LEVELS, method='init_cache')
+    cache = apply(
+      batch=batch_size, beams=1, length=_LEVELS, method='init_cache'
+    )
     result = beam_search.search(
       lambda tokens, position, level, cache: apply(
         tokens, position, level, cache, context, bias, method='decode_step'

@@ -26,8 +26,8 @@ from experiments.benchmarks import harness
 _RESULT = pathlib.Path(__file__).parent / 'results' / 'moe_dispatch.json'
 _PEAK = 2048  # side of the square matmul that defines the peak
 _TOP_K = 2
-# (tokens, embed, hidden, experts); the fourth is spec §14.3's v1_small decoder
-# at batch 256 with m = 5, halved.
+# (tokens, embed, hidden, experts); the fourth is the decoder of a v1 model of
+# width 512 at batch 256 with m = 5, halved.
 _SHAPES = (
   (4096, 128, 512, 24),
   (4096, 128, 512, 8),

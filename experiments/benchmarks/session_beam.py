@@ -126,7 +126,12 @@ def make_tiled(
       router_bias,
       method='start_decoding',
     )
-    cache: Any = apply(rows, 1, num_items * (levels + 1), method='init_cache')
+    cache: Any = apply(
+      batch=rows,
+      beams=1,
+      length=num_items * (levels + 1),
+      method='init_cache',
+    )
 
     def feed(tokens: Any, position: int, level: int, cache: Any) -> Any:
       return apply(

@@ -45,7 +45,7 @@ class SyntheticConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PositiveConfig:
-  """Which interactions count as positive feedback (spec §3.1).
+  """Which interactions count as positive feedback (2502.18965, section 3.1).
 
   An interaction is positive if any named feedback column is above 0 (all
   interactions when `any_of` is empty) and its rating reaches `min_rating`.
@@ -57,7 +57,10 @@ class PositiveConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SessionFilterConfig:
-  """High-quality sessions (spec §6): watched AND (watch time OR interaction).
+  """High-quality sessions: watched AND (watch time OR interaction).
+
+  The criteria are those of 2502.18965, section 3.2; that they combine this way
+  is our choice.
 
   Applied to training sessions of kind 'id', 'gap' and 'day'.
   """
@@ -74,7 +77,11 @@ class SessionFilterConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SessionsConfig:
-  """How target sessions are cut from a user's events (spec §6)."""
+  """How target sessions are cut from a user's events.
+
+  A session of 2502.18965, section 3.2, is what one request returned; the cuts
+  for data that do not log requests are our choice.
+  """
 
   # next_items: any m positives that follow each other; id: the logged session
   # id; gap: a new session after `gap_minutes` without events; day: UTC days.
@@ -148,7 +155,7 @@ class PipelineConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LifelongConfig:
-  """Stage `lifelong`: users' whole histories in few clusters (spec §3.3)."""
+  """Stage `lifelong`: histories in few clusters (2506.13695, section 2.2.1)."""
 
   max_events: int = 100_000  # latest of a user that are read
   # M: larger clusters are split again.  About 3 max_events / lifelong_length

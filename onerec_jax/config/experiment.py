@@ -61,7 +61,7 @@ class SessionEvaluationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ItemEvaluationConfig:
-  """P-Scores of generated items (TR §4); needs the stage `p_score`."""
+  """P-Scores of generated items (2506.13695, 4.1); needs stage `p_score`."""
 
   max_users: int = 500  # test users
   num_items: int = 128  # generated per user, the best by the model

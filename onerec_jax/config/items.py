@@ -26,7 +26,7 @@ class EmbedPart:
 
 @dataclasses.dataclass(frozen=True)
 class ItemAlignmentConfig:
-  """Item vectors aligned to behaviour by a QFormer (spec §1).
+  """Item vectors aligned to behaviour by a QFormer (2506.13695, 2.1.1).
 
   The parts of `embed` become an item's tokens, one each ('array' parts of
   shape [items, T, d] give T), and the vectors of all queries, side by side,
@@ -84,7 +84,7 @@ class TokenizerLimits:
 
 @dataclasses.dataclass(frozen=True)
 class RQVAEConfig:
-  """TIGER's residual-quantized autoencoder (spec §16.1)."""
+  """TIGER's residual-quantized autoencoder (2305.05065, 3.1)."""
 
   hidden_dims: tuple[int, ...] = (512, 256, 128)  # encoder MLP; mirrored
   latent_dim: int = 32  # of the codes
@@ -104,7 +104,7 @@ class RQVAEConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerConfig:
-  """Residual quantizer (spec §2)."""
+  """Residual quantizer (2502.18965, section 3.1; 2506.13695, 2.1.2)."""
 
   levels: int = 3  # L
   codes_per_level: int = 256  # K; the papers use 8192
@@ -118,7 +118,7 @@ class TokenizerConfig:
   max_iterations: int = 50
   tolerance: float = 1e-4  # stop: relative change of inertia
   # nearest: argmin for all items, the printed formula.  balanced: corpus
-  # items keep the balanced label (spec §2.2 inconsistency).
+  # items keep the label of Algorithm 1, which may differ from that formula.
   corpus_assignment: Literal['nearest', 'balanced'] = 'nearest'
   # bucket: items sharing an ID stay together, ranked by popularity.
   # append: TIGER's extra code per item of a bucket.  reassign: a colliding

@@ -6,7 +6,7 @@ from typing import Literal
 
 @dataclasses.dataclass(frozen=True)
 class MoEConfig:
-  """Mixture-of-experts feed-forward of the decoder (spec §5)."""
+  """Mixture-of-experts feed-forward of the decoder (2502.18965, 3.2)."""
 
   enabled: bool = True
   num_experts: int = 24
@@ -69,7 +69,7 @@ class EventFeature:
 
 @dataclasses.dataclass(frozen=True)
 class PathwaysConfig:
-  """What the encoder of the technical report reads (spec §3.2, §3.3).
+  """What the encoder of the report reads (2506.13695, section 2.2.1).
 
   Features that a data set lacks are left out of these lists; values that an
   event lacks are masked.
@@ -99,7 +99,11 @@ class PathwaysConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-  """Encoder-decoder of v1 (spec §3.1, §4.2) and of the report (§3.4, §4.1)."""
+  """Encoder-decoder of v1 and of the technical report.
+
+  Reference: OneRec, arXiv:2502.18965, section 3.2; technical report,
+  arXiv:2506.13695, sections 2.2.2 and 2.3.
+  """
 
   # history: v1, the positives as tokens of semantic IDs.  pathways: the
   # technical report, user features and events of several time scales.
@@ -117,10 +121,11 @@ class ModelConfig:
   dropout_rate: float = 0.1  # of embeddings, hidden units and block outputs
   # Of attention weights (T5: as dropout_rate); 0 saves time, most on CPU.
   attention_dropout_rate: float = 0.1
-  history_separator: bool = True  # SEP after each history item (spec §3.1)
+  # SEP after each history item: our choice, the text of 2502.18965 has none.
+  history_separator: bool = True
   user_buckets: int = 0  # > 0: a hashed user token before the history
   # Adds a learned embedding of how many items ago it was to every history
-  # token (spec §3.1: learned positions are an option).  T5's relative bias
+  # token, which 2502.18965 does not have.  T5's relative bias
   # alone tells cross-attention nothing about recency.
   history_recency: bool = False
   relative_buckets: int = 32  # T5 relative position bias

@@ -29,7 +29,8 @@ class TrainConfig:
   optimizer: OptimizerConfig = OptimizerConfig()
   label_smoothing: float = 0.0
   # sum: token losses of an example are added, then averaged over examples
-  # (the papers' form, spec §7).  mean: averaged over tokens.
+  # (2502.18965, section 3.2; 2506.13695, section 2.3).  mean: averaged over
+  # tokens.
   ntp_reduction: Literal['sum', 'mean'] = 'sum'
   # Exponential moving average of the parameters, used for evaluation; None:
   # off, else the decay per step in (0, 1).

@@ -59,7 +59,7 @@ def choose_examples(
 
   Raises:
     ValueError: the column or the share cannot be used, or nothing is left.
-  Reference: OneRec technical report, arXiv:2506.13695, §4.4; spec §12.3.
+  Reference: OneRec technical report, arXiv:2506.13695, §3.3.
   """
   index = store.index
   if column is None:

@@ -1,7 +1,7 @@
 """What a model may know of a user at one position of his events.
 
-`ContextMaker` cuts the pathways of the technical report (spec §3.2) out of
-the event table.  It never reads an event at or after the position, but for
+`ContextMaker` cuts the pathways of 2506.13695, section 2.2.1, out of the
+event table.  It never reads an event at or after the position, but for
 the time of the request, and it fits nothing: features.py did.
 """
 

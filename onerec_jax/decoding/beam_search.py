@@ -49,7 +49,7 @@ def search(
     normalise: P over the codes that follow in the trie, not over all; for
       models with normalise_over='catalogue'.
 
-  Reference: spec §8; OneRec, arXiv:2502.18965, section 4.2.
+  Reference: OneRec, arXiv:2502.18965, sections 3.3.2 and 4 (beam of 128).
   """
   if num_beams < 1 or num_items < 1:
     raise ValueError(

@@ -43,7 +43,8 @@ class Recommendations(NamedTuple):
   # that is not excluded; -1: none.
   session_items: Int[Array, 'B W M']
   hypotheses: beam_search.BeamResult  # codes, log_probs, leaves, valid, entropy
-  # Legality (spec §8) = legal / generated, summed over users first.
+  # Legality (2506.13695, section 2.4.2) = legal / generated, summed over users
+  # first.
   generated: Int[Array, ' B']  # hypotheses that hold a session
   legal: Int[Array, ' B']  # of these, those whose IDs all belong to items
 
@@ -150,7 +151,9 @@ def start(
     method='start_decoding',
   )
   length = decoding.num_items * (catalogue.codes.shape[1] + 1)
-  cache = apply(batch.user.shape[0], 1, length, method='init_cache')
+  cache = apply(
+    batch=batch.user.shape[0], beams=1, length=length, method='init_cache'
+  )
 
   def step_fn(
     tokens: Int[Array, 'B W'],

@@ -49,8 +49,9 @@ def sample(
     num_samples: sessions per user (G).
     num_items: items of a session (M).
     temperature: > 0; below 1 sharpens.
-    top_k: codes kept per level; None: all.  Spec §8 uses 50.
-    top_p: probability kept per level, in (0, 1].  Spec §8 uses 0.95.
+    top_k: codes kept per level, e.g. 50; None: all.  2506.13695, table 8, uses
+      both, but names neither number.
+    top_p: probability kept per level, in (0, 1], e.g. 0.95.
     exclude_codes: IDs no sample may hold; rows of -1 are ignored.
     forbid_repeats: no ID twice in one session.
     normalise: as `beam_search.search`.

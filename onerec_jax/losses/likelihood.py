@@ -38,7 +38,7 @@ def next_code_loss(
   p is the softmax over the codes of the token's own level, or over those that
   are allowed; so is the mean; the m·L tokens
   that follow a BOS or an earlier code are predicted, the token after s^L (the
-  next BOS) is not (spec §7).
+  next BOS) is not: 2502.18965 prints these indices one too high.
 
   Args:
     logits: entries at or beyond codes_per_level[l] are ignored. [B, M, L, C]
@@ -50,7 +50,7 @@ def next_code_loss(
 
   Returns:
     Per-token values. [B, M, L]
-  Reference: 2502.18965 eq. 6; Szegedy et al. 2016, arXiv:1512.00567, sec. 7.
+  Reference: 2502.18965 eq. 4; Szegedy et al. 2016, arXiv:1512.00567, sec. 7.
   """
   num_codes = logits.shape[-1]
   sizes = np.asarray(codes_per_level)

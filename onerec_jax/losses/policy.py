@@ -15,8 +15,8 @@ from jaxtyping import Float
 
 from onerec_jax import config
 
-_MAX_LOG_RATIO = 20.0  # nats; e^20 = 5e8 is far inside float32 (spec §12.2)
-_MIN_STD = 1e-6  # groups whose rewards spread less teach nothing (spec §12.2)
+_MAX_LOG_RATIO = 20.0  # nats; e^20 = 5e8 is far inside float32
+_MIN_STD = 1e-6  # groups whose rewards spread less teach nothing
 
 
 # --- Advantages -------------------------------------------------------------
@@ -37,15 +37,15 @@ def group_advantages(
 
     A_i = (r_i - mean(r)) / std(r),  0 where std(r) < 1e-6
 
-  std is the population's (divided by the number, not by one less).  The
-  specification also adds 1e-6 to it, which its golden values leave out: the
-  threshold alone keeps the quotient finite.
+  std is the population's (divided by the number, not by one less): our choice,
+  the papers do not say.  Nothing is added to it: the threshold alone keeps the
+  quotient finite.
 
   Args:
     rewards: of the outputs; anything where not counted. [P, G]
     counted: False: not in the group. [P, G]
 
-  Reference: spec §12.1; Shao et al. 2024, arXiv:2402.03300, §4.1.2.
+  Reference: Shao et al. 2024, arXiv:2402.03300, §4.1.2.
   """
   rewards = jnp.where(counted, rewards.astype(jnp.float32), 0)
   count = jnp.maximum(jnp.sum(counted, axis=1, keepdims=True), 1)
@@ -92,7 +92,7 @@ def grpo_terms(
     advantages: A.
     clip: ε, in (0, 1).
 
-  Reference: Shao et al. 2024, arXiv:2402.03300, eq. 3; spec §12.1.
+  Reference: Shao et al. 2024, arXiv:2402.03300, eq. 3.
   """
   _check_clip(clip)
   return _clipped(log_ratio(log_probs, old_log_probs), advantages, clip)
@@ -119,7 +119,7 @@ def ecpo_terms(
     log_probs, old_log_probs, advantages, clip: as `grpo_terms`.
     early_clip: δ, > 0.
 
-  Reference: OneRec technical report, arXiv:2506.13695, §4.2; spec §12.2.
+  Reference: OneRec technical report, arXiv:2506.13695, §2.4.1.
   """
   _check_clip(clip)
   if not early_clip > 0:
@@ -156,7 +156,7 @@ def gbpo_terms(
   Args:
     log_probs, old_log_probs, advantages: as `grpo_terms`, of codes.
 
-  Reference: OneRec-V2, arXiv:2508.20900, §4; spec §12.4.
+  Reference: OneRec-V2, arXiv:2508.20900, §3.1.2.
   """
   old = _gbpo_old(log_probs, old_log_probs, advantages)
   return jnp.exp(log_ratio(log_probs, old)) * _constant(advantages)
@@ -173,7 +173,8 @@ def kl_penalty(
     log_probs: log π, nats.
     reference_log_probs: log π_ref; a constant.
 
-  Reference: spec §12.1; Schulman 2020, "Approximating KL divergence", k3.
+  Reference: Shao et al. 2024, arXiv:2402.03300, eq. 4; Schulman 2020,
+  "Approximating KL divergence", k3.
   """
   x = -log_ratio(log_probs, reference_log_probs)
   return jnp.expm1(x) - x

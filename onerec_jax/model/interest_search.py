@@ -14,7 +14,8 @@ from jaxtyping import Int
 
 from onerec_jax.model import parameters
 
-# Latest events that the short-term attention reads (spec §3.2: L_s).
+# Latest events that the short-term attention reads, as many as L_s of
+# 2506.13695, section 2.2.1.
 SHORT_EVENTS = 20
 # Its hidden units are the embedding's width over this.
 _SHORT_SHARE = 2

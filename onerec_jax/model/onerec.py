@@ -43,7 +43,7 @@ _ENDS = 4
 class OneRecOutput(NamedTuple):
   """Teacher-forced predictions of a batch of sessions."""
 
-  logits: Float[Array, 'B M L C']  # f32; about -1e30 beyond a level's codes
+  logits: Float[Array, 'B M L C']  # f32; MASK_VALUE beyond a level's codes
   router: RouterStats  # load [layers, E] over real decoder tokens
 
 
@@ -59,11 +59,14 @@ def initial_router_bias(config: config_lib.ModelConfig) -> np.ndarray:
 
 
 class OneRec(nn.Module):
-  """Encoder-decoder that generates a session of semantic IDs (spec §3, §4).
+  """Encoder-decoder that generates a session of semantic IDs.
 
   The decoder reads, for item i, BOS, s^1, …, s^L at positions i (L + 1) + j;
   the state at j < L predicts s^{j+1}.  The state at s^L predicts nothing (the
   next token is BOS) but counts as a real token for the router.
+
+  Reference: OneRec, arXiv:2502.18965, section 3.2; technical report,
+  arXiv:2506.13695, sections 2.2-2.3.
   """
 
   config: config_lib.ModelConfig
@@ -311,7 +314,7 @@ class OneRec(nn.Module):
 
     Returns:
       float32, nats, normalised within the level; BOS is not scored.
-    Reference: 2502.18965 eq. 6 and 11.
+    Reference: 2502.18965 eq. 4 and 10.
     """
     batch, width, items, levels = codes.shape
     before = self._session_tokens(prefix_codes)
@@ -378,7 +381,7 @@ class OneRec(nn.Module):
     tokens = jnp.concatenate([begin, self.vocabulary.tokens(codes)], axis=-1)
     return tokens.reshape(codes.shape[0], -1)
 
-  def init_cache(self, batch: int, beams: int, length: int) -> DecoderCache:
+  def init_cache(self, *, batch: int, beams: int, length: int) -> DecoderCache:
     """Returns an empty cache for `length` tokens. [layers, B, W, T, H, K]"""
     c = self.config
     shape = (
@@ -409,7 +412,7 @@ class OneRec(nn.Module):
 
     Returns:
       log p of the codes of `level` given the beam, normalised within the
-      level, about -1e30 beyond its codes; and the cache with this position.
+      level, about MASK_VALUE beyond; and the cache with this position.
     """
     x, cache = self.decoder.step(
       self._embed(tokens),

@@ -83,7 +83,7 @@ class _MLP(nn.Module):
 
 
 class RQVAE(nn.Module):
-  """Encoder, L codebooks and a mirrored decoder (spec §16.1).
+  """Encoder, L codebooks and a mirrored decoder (TIGER, 2305.05065).
 
   The code vectors in use are the trained parameters plus an `offset` that is
   not trained: moving a dead code is a change of its offset, so that it needs

@@ -46,7 +46,7 @@ def make_objective(model: p_score.PScore) -> base.Objective:
 
   Args:
     model: its parameters are the objective's; model_state is passed on.
-  Reference: technical report arXiv:2506.13695, section 2.3.1.
+  Reference: technical report arXiv:2506.13695, section 2.4.1.
   """
   names = [tower.name for tower in model.config.towers]
   weights = [tower.weight for tower in model.config.towers]

@@ -124,7 +124,8 @@ def make_objective(
     model: the model; its parameters are the objective's.
     train: reduction and label smoothing of L_NTP.
     settings: policy loss, λ_rl, λ_fmt, and what becomes of illegal outputs.
-  Reference: OneRec technical report, arXiv:2506.13695, §4; spec §12.
+  Reference: OneRec technical report, arXiv:2506.13695, §2.4 and §3.3;
+  that the terms add up with λ_rl and λ_fmt is our choice.
   """
   next_token = pretrain.make_objective(model, train)
   encode, score = make_encode(model), make_score(model)

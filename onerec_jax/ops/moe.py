@@ -52,7 +52,7 @@ def route(
 
   Returns:
     Experts and gates. [T, R]
-  Reference: Wang et al. 2024, arXiv:2408.15664, eq. 3; 2502.18965 eq. 5.
+  Reference: Wang et al. 2024, arXiv:2408.15664, eq. 3; 2502.18965 eq. 2.
   """
   scores = (
     jax.nn.softmax(logits, axis=-1)

@@ -66,7 +66,8 @@ def aggregate_rewards(
     and spoils any mean it slips into. [B, W]
   Raises:
     ValueError: the number of weights is not the number of targets.
-  Reference: spec §9 (2502.18965 does not print R).
+  Reference: our choice; 2502.18965, section 3.3.1, does not say how R follows
+  from the targets.
   """
   if len(weights) != predictions.shape[-1]:
     raise ValueError(
@@ -123,7 +124,7 @@ def choose_pairs(
     Places of the pair's sessions, whether there is one, and why not.
   Raises:
     ValueError: num_rejected or min_gap is out of range.
-  Reference: 2502.18965 algorithm 2 ("self-hard" negatives); spec §10.1.
+  Reference: 2502.18965, algorithm 2 ("self-hard" negatives); min_gap is ours.
   """
   batch, width = rewards.shape
   if not 1 <= num_rejected < width:

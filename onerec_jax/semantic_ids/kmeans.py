@@ -114,7 +114,7 @@ def nearest(
     shards: where the points are; None: on one device.  Rows that fill up get
       label 0.
 
-  Reference: arXiv:2502.18965, eq. 2 (nearest code of a residual).
+  Reference: arXiv:2502.18965, section 3.1 (nearest code of a residual).
   """
   if shards is not None:
 

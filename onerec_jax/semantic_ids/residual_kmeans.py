@@ -69,7 +69,7 @@ def fit_codebooks(
   Raises:
     ValueError: fewer items than codes, or values that are not finite.
 
-  Reference: arXiv:2502.18965, eq. 1-2; arXiv:2506.13695, section 2.1.2.
+  Reference: arXiv:2502.18965, section 3.1; arXiv:2506.13695, section 2.1.2.
   """
   num_items = len(embeddings)
   items = np.arange(num_items)
@@ -160,7 +160,8 @@ def corpus_codes(
   Returns:
     codes. int32 [I, L]
 
-  Reference: arXiv:2502.18965, eq. 2 (nearest) and Algorithm 1 (balanced).
+  Reference: arXiv:2502.18965, section 3.1 (nearest) and Algorithm 1
+    (balanced).
   """
   codes = encode(fit.codebooks, embeddings, mesh=mesh)
   if assignment == 'balanced':
@@ -191,7 +192,7 @@ def encode(
   Raises:
     ValueError: the embeddings have another width than the codebooks.
 
-  Reference: arXiv:2502.18965, eq. 1-2.
+  Reference: arXiv:2502.18965, section 3.1.
   """
   levels, num_codes, dim = codebooks.codebooks.shape
   if embeddings.shape[1] != dim:
@@ -249,7 +250,7 @@ def reconstruct(
     codebooks: L levels.
     codes: [I, L'], L' <= L; fewer levels give a coarser vector.
 
-  Reference: arXiv:2502.18965, section 3.2.
+  Reference: arXiv:2502.18965, section 3.1.
   """
   vectors = np.broadcast_to(
     codebooks.mean, (len(codes), codebooks.mean.shape[0])

@@ -15,7 +15,7 @@ NUM_SPECIALS = 3
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
-  """Layout of the token ids (spec §2.5): 3 specials, levels, hashed users.
+  """Layout of the token ids (our choice): 3 specials, levels, hashed users.
 
   token(level l, code c) = 3 + codes_per_level[0] + … + codes_per_level[l-1] + c
 

@@ -209,7 +209,11 @@ def _make_generate(
       method='start_decoding',
     )
     cache = model.apply(
-      variables, batch_size, 1, levels + 1, method='init_cache'
+      variables,
+      batch=batch_size,
+      beams=1,
+      length=levels + 1,
+      method='init_cache',
     )
 
     def step_fn(

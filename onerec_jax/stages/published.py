@@ -1,9 +1,9 @@
 """Published figures that a sweep is put beside.
 
-2502.18965 (OneRec v1), Table 1 and Figure 4 (spec §13.1), were measured on
-Kuaishou's own logs by its own reward model: only order and relative gains can
-be compared to ours.  2305.05065 (TIGER), Table 1 (spec §16.1), has the files
-and the protocol of our Amazon recipes: its values themselves can.
+2502.18965 (OneRec v1), Table 1 and Figure 4, were measured on Kuaishou's own
+logs by its own reward model: only order and relative gains can be compared to
+ours.  2305.05065 (TIGER), Table 1, has the files and the protocol of our Amazon
+recipes: its values themselves can.
 """
 
 from collections.abc import Mapping

@@ -248,7 +248,10 @@ class Rollouts:
   def _logged_pairs(
     self, ids: np.ndarray, key: tuple[int, ...]
   ) -> tuple[preference_pairs.Pairs, dict[str, Any]]:
-    """The logged session against sessions of other users (spec §10.2)."""
+    """The logged session against sessions of other users.
+
+    Our choice: 2502.18965 does not say how its baselines' pairs were made.
+    """
     start = time.perf_counter()
     number = self._preference.rollout.num_items
     users = self._users(ids, number)

@@ -286,7 +286,7 @@ def dynamics(
 
   For some users, the first item of the candidate session with the highest
   reward: every level's softmax given the item's own codes before, per model
-  (spec §13.1, prediction dynamics).  The session begins as in the rollouts.
+  (2502.18965, section 5.4).  The session begins as in the rollouts.
 
   Args:
     judge: users and reward model.

@@ -12,7 +12,8 @@ from onerec_jax import config
 from onerec_jax.losses import policy
 
 _SETTINGS = config.ReinforceConfig()
-# Spec §17.3: one group of four outputs.
+# One group of four outputs; the golden values below were computed
+# independently, in double precision.
 REWARDS = jnp.asarray([[0.1, 0.4, 0.2, 0.9]])
 ADVANTAGES = [-0.97332853, 0.0, -0.64888568, 1.62221421]
 NOW = jnp.log(jnp.asarray([[0.30, 0.05, 0.02, 0.10]]))
@@ -36,7 +37,7 @@ def golden_advantages(loss):
 # --- Golden values ----------------------------------------------------------
 
 
-def test_advantages_of_the_specification():
+def test_advantages_equal_values_computed_independently():
   found = policy.group_advantages(REWARDS, everyone(REWARDS))
   np.testing.assert_allclose(found.values, [ADVANTAGES], rtol=1e-6, atol=1e-7)
   np.testing.assert_allclose(found.std, [0.095**0.5], rtol=1e-6)
@@ -63,7 +64,7 @@ def test_advantages_of_the_specification():
     ),
   ],
 )
-def test_terms_of_the_specification(loss, terms, value):
+def test_terms_equal_values_computed_independently(loss, terms, value):
   found = ALL[loss](NOW, OLD, golden_advantages(loss))
   assert found.dtype == jnp.float32
   np.testing.assert_allclose(found, [terms], rtol=1e-6, atol=1e-7)
@@ -80,7 +81,7 @@ def test_terms_of_the_specification(loss, terms, value):
     ('gbpo', [1.0, 0.0, -0.02040816, -0.11111111]),  # ρ A
   ],
 )
-def test_gradients_of_the_specification(loss, slopes):
+def test_gradients_equal_values_computed_independently(loss, slopes):
   advantages = golden_advantages(loss)
   found = jax.grad(lambda x: ALL[loss](x, OLD, advantages).sum())(NOW)
   np.testing.assert_allclose(found, [slopes], rtol=1e-6, atol=1e-7)

@@ -119,7 +119,7 @@ def test_padding_before_the_prefix_changes_no_prediction(make_case):
       jnp.full((8, 1), vocabulary_lib.BOS),
       jnp.asarray(0),
       0,
-      model.init_cache(8, 1, _L + 1),
+      model.init_cache(batch=8, beams=1, length=_L + 1),
       context,
       bias,
       method='decode_step',
@@ -220,7 +220,7 @@ def test_incremental_decoding_equals_teacher_forcing(
     bias,
     method='start_decoding',
   )
-  cache = model.init_cache(8, 2, (items - prefix) * (_L + 1))
+  cache = model.init_cache(batch=8, beams=2, length=(items - prefix) * (_L + 1))
   tokens = model.vocabulary.tokens(beams)
   got = []
   for i in range(prefix, items):

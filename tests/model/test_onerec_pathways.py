@@ -211,7 +211,7 @@ def test_decoding_step_by_step_equals_teacher_forcing(inputs, location):
       encoded, none, jnp.zeros(none.shape[:2], bool), bias,
       method='start_decoding',
     )  # fmt: skip
-    cache = model.init_cache(_ROWS, 1, _LEVELS + 1)
+    cache = model.init_cache(batch=_ROWS, beams=1, length=_LEVELS + 1)
     tokens = jnp.full((_ROWS, 1), vocabulary.BOS)
     found = []
     for level in range(_LEVELS):
