@@ -1,13 +1,16 @@
 """Test set-up: eight CPU devices, no silent rank promotion, quick compiles.
 
-And the smallest experiment.
+And what tests of several folders share: the smallest model and experiment,
+modules beside the tests, records of a training without its times.
 """
 
 import dataclasses
 import gc
 import importlib.metadata
+import importlib.util
 import os
 import pathlib
+import sys
 from typing import Any
 
 # Must be set before the first JAX array exists.
@@ -84,6 +87,62 @@ def real_data_root() -> pathlib.Path:
   return root
 
 
+@pytest.fixture(scope='session')
+def load_module():
+  """Function (path) -> its module, as test folders are no packages."""
+
+  def load(path: pathlib.Path):
+    name = f'{path.parent.name}_{path.stem}'
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+  return load
+
+
+# Ends of the names of figures that are of the clock.
+_TIMES = (
+  'per_second', 'data_wait_share', 'compile_seconds', 'goodput',
+  'wall_seconds', 'mfu',
+)  # fmt: skip
+
+
+@pytest.fixture(scope='session')
+def without_times():
+  """Function (records of metrics.jsonl) -> them without what a clock says."""
+
+  def remove(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [
+      {k: v for k, v in record.items() if not k.endswith(_TIMES)}
+      for record in records
+    ]
+
+  return remove
+
+
+def _tiny_model(**fields: Any) -> config_lib.ModelConfig:
+  sizes: dict[str, Any] = dict(
+    embed_dim=8,
+    num_heads=2,
+    head_dim=4,
+    encoder_layers=1,
+    decoder_layers=1,
+    mlp_dim=8,
+    moe=config_lib.MoEConfig(enabled=False),  # halves the compilation
+  )
+  return config_lib.ModelConfig(**(sizes | fields))
+
+
+@pytest.fixture(scope='session')
+def tiny_model():
+  """Function (**fields) -> the smallest ModelConfig, with these fields."""
+  return _tiny_model
+
+
 def _tiny_experiment(**sections: Any) -> config_lib.Experiment:
   experiment = config_lib.Experiment(
     name='tiny',
@@ -104,15 +163,7 @@ def _tiny_experiment(**sections: Any) -> config_lib.Experiment:
       collision='reassign',
       limits=config_lib.TokenizerLimits(0.1, None, 1.0),
     ),
-    model=config_lib.ModelConfig(
-      embed_dim=8,
-      num_heads=2,
-      head_dim=4,
-      encoder_layers=1,
-      decoder_layers=1,
-      mlp_dim=8,
-      moe=config_lib.MoEConfig(enabled=False),
-    ),
+    model=_tiny_model(),
     sequential=config_lib.SequentialConfig(
       embed_dim=8, num_layers=1, mlp_dim=8
     ),

@@ -150,6 +150,10 @@ def test_a_bad_setting_of_the_technical_report_says_what_to_set(
     ({'preference': {'pairs': 'logged'}}, 'preference.rounds=1'),
     ({'preference': {'num_rejected': 2}}, 'num_rejected=2'),
     ({'preference': {'beta': 0.0}}, 'preference.beta=0.0'),
+    ({'preference': {'label_flip': 0.5}}, 'preference.label_flip=0.5'),
+    ({'preference': {'margin': -1.0}}, 'preference.margin=-1.0'),
+    ({'preference': {'nll_weight': -0.5}}, 'preference.nll_weight=-0.5'),
+    ({'preference': {'weight': float('nan')}}, 'preference.weight=nan'),
     (
       {'model': {'moe': {'location': 'both'}}},
       "needs model.encoder='pathways'",

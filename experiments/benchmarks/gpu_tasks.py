@@ -68,15 +68,9 @@ def device(toy: bool) -> dict[str, Any]:
 
 # --- Training ---------------------------------------------------------------
 
-_TOY_MODEL: dict[str, Any] = dict(
-  embed_dim=32,
-  num_heads=2,
-  head_dim=16,
-  encoder_layers=1,
-  decoder_layers=1,
-  mlp_dim=64,
-  moe=config_lib.MoEConfig(num_experts=4, expert_dim=32),
-)
+_TOY_MODEL: dict[str, Any] = models.TOY_SIZES | {
+  'moe': config_lib.MoEConfig(num_experts=4, expert_dim=32)
+}
 
 
 class _Sizes:

@@ -8,7 +8,9 @@ from onerec_jax.config.training import DecodingConfig
 
 @dataclasses.dataclass(frozen=True)
 class RewardTarget:
-  """One tower of the session reward model and its label (spec §9).
+  """One tower of the session reward model and its label.
+
+  2502.18965, section 3.3.1, has the towers; the labels are our choice.
 
   With v the values of `column` over the items of a session, e = [v >
   threshold]:
@@ -28,7 +30,10 @@ class RewardTarget:
 
 @dataclasses.dataclass(frozen=True)
 class RewardModelConfig:
-  """Session reward model (spec §9); trained on windows of shown items."""
+  """Session reward model; trained on windows of shown items.
+
+  Reference: OneRec, arXiv:2502.18965, section 3.3.1.
+  """
 
   targets: tuple[RewardTarget, ...] = ()
   items_per_session: int = 5  # consecutive shown items that are one session
@@ -46,7 +51,7 @@ class RewardModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PreferenceConfig:
-  """Preference alignment: pairs, loss and rounds (spec §10)."""
+  """Preference alignment: pairs, loss and rounds (2502.18965, 3.3.2)."""
 
   loss: Literal[
     'dpo', 'ipo', 'cdpo', 'rdpo', 'cpo', 'simpo', 'sdpo', 'hinge'
@@ -83,7 +88,7 @@ class PScoreTower:
 
 @dataclasses.dataclass(frozen=True)
 class PScoreConfig:
-  """P-Score model: search-based interest, towers, fusion (spec §11.1).
+  """P-Score model: search-based interest, towers, fusion (2506.13695, 2.4.1).
 
   Trained on every shown event of the training stretch; what it reads of a
   user are the pathways of `model.pathways`.
@@ -105,7 +110,7 @@ class PScoreConfig:
 
 @dataclasses.dataclass(frozen=True)
 class IndustrialRewardConfig:
-  """Suppression of a class of items (spec §11.3)."""
+  """Suppression of a class of items (2506.13695, section 4.3.3)."""
 
   categories: tuple[str, ...] = ()  # items with one of them; (): off
   target_share: float = 0.1  # f: of the generated items; above it ...
@@ -115,7 +120,7 @@ class IndustrialRewardConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ReinforceConfig:
-  """Reinforcement learning beside RSFT (spec §11.2, §12)."""
+  """Reinforcement learning beside RSFT (2506.13695, sections 2.4 and 3.3)."""
 
   loss: Literal['ecpo', 'grpo', 'gbpo'] = 'ecpo'
   clip: float = 0.2  # ε

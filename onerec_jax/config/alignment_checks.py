@@ -1,7 +1,9 @@
 """Checks of reward models, alignment and reinforcement."""
 
+import math
 from collections.abc import Iterator
 
+from onerec_jax.config.alignment import PreferenceConfig
 from onerec_jax.config.experiment import Experiment
 
 
@@ -63,17 +65,13 @@ def preference_problems(e: Experiment) -> Iterator[str]:
       f"preference.rounds={p.rounds} has no meaning with pairs='logged', which"
       ' are drawn once: set preference.rounds=1 and raise align.num_steps.'
     )
-  if p.num_rejected < 1 or (p.num_rejected > 1 and p.loss != 'sdpo'):
-    yield (
-      f'preference.num_rejected={p.num_rejected} must be 1 with loss'
-      f' {p.loss!r}; only sdpo compares to more.'
-    )
+  yield from preference_loss_problems(p)
   if not 0 < p.sample_share <= 1:
     yield f'preference.sample_share={p.sample_share} must lie in (0, 1].'
-  if not 0 <= p.label_flip < 0.5:
-    yield f'preference.label_flip={p.label_flip} must lie in [0, 0.5).'
-  if p.beta is not None and p.beta <= 0:
-    yield f'preference.beta={p.beta} must be positive.'
+  if not 0 <= p.weight < math.inf:
+    yield (
+      f'preference.weight={p.weight} must be finite and at least 0, e.g. 1.0.'
+    )
   if p.rounds < 1:
     yield f'preference.rounds={p.rounds} must be at least 1.'
   rollout, trained = p.rollout, e.data.sessions.items_per_session
@@ -94,6 +92,30 @@ def preference_problems(e: Experiment) -> Iterator[str]:
         f'preference.rollout.num_items={rollout.num_items} must equal'
         f' reward_model.items_per_session={e.reward_model.items_per_session},'
         ' the session length that the reward model knows.'
+      )
+
+
+def preference_loss_problems(p: PreferenceConfig) -> Iterator[str]:
+  """Yields what is wrong with the preference loss and its knobs."""
+  if p.num_rejected < 1 or (p.num_rejected > 1 and p.loss != 'sdpo'):
+    yield (
+      f'preference.num_rejected={p.num_rejected} must be 1 with loss'
+      f" {p.loss!r}, at least 1 with 'sdpo': only 'sdpo' compares to more."
+    )
+  if p.beta is not None and not 0 < p.beta < math.inf:
+    yield (
+      f'preference.beta={p.beta} must be positive and finite; None is the'
+      " loss's default."
+    )
+  if not 0 <= p.label_flip < 0.5:
+    yield (
+      f'preference.label_flip={p.label_flip} must lie in [0, 0.5): from 0.5 on'
+      ' the pairs say nothing or the opposite. Set it to 0.1, say.'
+    )
+  for name, value in (('margin', p.margin), ('nll_weight', p.nll_weight)):
+    if not 0 <= value < math.inf:
+      yield (
+        f'preference.{name}={value} must be finite and at least 0, e.g. 1.0.'
       )
 
 

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from jaxtyping import Int
 
 from onerec_jax.semantic_ids import prefix_trie
+from onerec_jax.semantic_ids import trie_levels
 
 
 class Candidates(NamedTuple):
@@ -127,7 +128,7 @@ def blocked_by_exclusions(
   else:
     parent = rows = jnp.zeros_like(columns)
   stored = trie.levels[level]
-  if isinstance(stored, prefix_trie.ListLevel):
+  if isinstance(stored, trie_levels.ListLevel):
     known = jnp.where(blocked, parent, 0)
     columns = exclusions.nodes[..., level] - stored.first_child.at(known)
   mask = _mark(rows, columns, blocked, like=_empty(trie, node, level=level))
@@ -190,7 +191,7 @@ def blocked_by_repeats(
       taken += _count_excluded(exclusions, node, level=level)
     blocked &= taken >= trie.leaf_count(level + 1, node)
     stored = trie.levels[level]
-    if isinstance(stored, prefix_trie.ListLevel):
+    if isinstance(stored, trie_levels.ListLevel):
       parent = jnp.zeros_like(node)
       if level:
         parent = jnp.where(done, paths[..., level - 1], 0)
@@ -251,7 +252,7 @@ def candidates(
   scores = log_probs[..., :num_codes]
   codes = children = allowed = None
   stored = None if trie is None else trie.levels[level]
-  if isinstance(stored, prefix_trie.ListLevel):
+  if isinstance(stored, trie_levels.ListLevel):
     codes, children, allowed = stored.children(node)
     scores = jnp.take_along_axis(scores, codes, axis=-1, mode='clip')
   elif stored is not None:
@@ -320,7 +321,7 @@ def _empty(
   """Returns a mask of False over the candidates of every beam."""
   stored = trie.levels[level]
   width = trie.codes_per_level[level]
-  if isinstance(stored, prefix_trie.ListLevel):
+  if isinstance(stored, trie_levels.ListLevel):
     width = stored.branching
   return jnp.zeros((*node.shape, width), bool)
 

@@ -60,7 +60,7 @@ def make_objective(
   Args:
     model: the model; its parameters are the objective's.
     train: reduction, label smoothing.
-  Reference: 2502.18965 eq. 6; Wang et al. 2024, arXiv:2408.15664, Alg. 1.
+  Reference: 2502.18965 eq. 4; Wang et al. 2024, arXiv:2408.15664, Alg. 1.
   """
   moe = model.config.moe
   codes_per_level = model.vocabulary.codes_per_level

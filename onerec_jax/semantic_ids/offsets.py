@@ -20,6 +20,15 @@ class Offsets:
   coarse: Int[Array, ' blocks']
   fine: UInt[Array, ' entries']  # uint16, or uint32 where a block is larger
 
+  @property
+  def length(self) -> int:
+    return self.fine.shape[0]
+
+  @property
+  def wide(self) -> bool:
+    """Whether a block may span more than 65,535."""
+    return self.fine.dtype == jnp.uint32
+
   def at(self, index: Int[Array, '*n']) -> Int[Array, '*n']:
     """Returns value[index]; indices must be in range."""
     coarse = take(self.coarse, index // _BLOCK)

@@ -8,117 +8,22 @@ nothing is compiled again.  Knows nothing about models or scores.
 import dataclasses
 import math
 from typing import Literal
+from typing import TypedDict
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array
 from jaxtyping import Bool
 from jaxtyping import Int
-from jaxtyping import UInt
 
 from onerec_jax.semantic_ids import offsets
+from onerec_jax.semantic_ids import prefixes
+from onerec_jax.semantic_ids import trie_levels
 
 # A level of at most this many bytes of bitmap is stored as one; 3 x 8192 codes
 # need 8 MiB for the second level and 1 KiB per *item* for the third.
 _MAX_BITMAP_BYTES = 16 * 2**20
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class BitmapLevel:
-  """Children of every node of one depth, one bit per code.
-
-  The children of a node are numbered in the order of their codes, so child
-  (node, c) = first_child[node] + number of set bits below c.
-  """
-
-  words: UInt[Array, 'nodes words']  # bit c % 32 of word c // 32 = code c
-  first_child: offsets.Offsets
-
-  def child(
-    self, node: Int[Array, '*n'], code: Int[Array, '*n']
-  ) -> tuple[Int[Array, '*n'], Bool[Array, '*n']]:
-    """Returns the child of `node` under `code`, and whether it exists."""
-    words = offsets.take(self.words, node)
-    column = jnp.arange(words.shape[-1]).reshape(
-      (1,) * node.ndim + (words.shape[-1],)
-    )
-    bit = jnp.left_shift(jnp.uint32(1), (code % 32).astype(jnp.uint32))
-    own = column == (code // 32)[..., None]
-    exists = ((words & bit[..., None]) != 0) & own
-    below = jnp.where(
-      column < (code // 32)[..., None],
-      words,
-      jnp.where(own, words & (bit - 1)[..., None], jnp.uint32(0)),
-    )
-    rank = lax.population_count(below).astype(jnp.int32).sum(-1)
-    return self.first_child.at(node) + rank, exists.any(-1)
-
-  def followers(
-    self, node: Int[Array, '*n'], *, num_codes: int
-  ) -> Bool[Array, '*n num_codes']:
-    """Returns which codes follow `node`."""
-    words = offsets.take(self.words, node)
-    place = jnp.arange(32, dtype=jnp.uint32).reshape((1,) * words.ndim + (32,))
-    bits = (words[..., None] >> place) & 1
-    return bits.astype(bool).reshape(*node.shape, -1)[..., :num_codes]
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class ListLevel:
-  """Children of every node of one depth, as a list of codes (CSR)."""
-
-  codes: UInt[Array, ' children']  # rising inside a node
-  first_child: offsets.Offsets
-  # Room for the children of one node; a power of two unless it is all codes.
-  branching: int = dataclasses.field(metadata={'static': True})
-
-  def children(
-    self, node: Int[Array, '*n']
-  ) -> tuple[
-    Int[Array, '*n branching'],
-    Int[Array, '*n branching'],
-    Bool[Array, '*n branching'],
-  ]:
-    """Returns codes and node numbers of all children, and which are real."""
-    first = self.first_child.at(node)[..., None]
-    end = self.first_child.at(node + 1)[..., None]
-    slot = first + jnp.arange(self.branching).reshape(
-      (1,) * node.ndim + (self.branching,)
-    )
-    real = slot < end
-    codes = offsets.take(self.codes, jnp.where(real, slot, 0)).astype(jnp.int32)
-    return codes, slot, real
-
-  def followers(
-    self, node: Int[Array, '*n'], *, num_codes: int
-  ) -> Bool[Array, '*n num_codes']:
-    """Returns which codes follow `node`."""
-    codes, _, real = self.children(node)
-    flat = jnp.where(real, codes, num_codes).reshape(-1, codes.shape[-1])
-    rows = jnp.arange(flat.shape[0])[:, None]
-    mask = jnp.zeros((flat.shape[0], num_codes), bool)
-    mask = mask.at[rows, flat].set(True, mode='drop')
-    return mask.reshape(*node.shape, num_codes)
-
-  def child(
-    self, node: Int[Array, '*n'], code: Int[Array, '*n']
-  ) -> tuple[Int[Array, '*n'], Bool[Array, '*n']]:
-    """Returns the child of `node` under `code`, and whether it exists."""
-    low = self.first_child.at(node)
-    end = self.first_child.at(node + 1)
-    high = end
-    for _ in range(self.branching.bit_length()):  # binary search
-      middle = (low + high) // 2
-      below = offsets.take(self.codes, middle).astype(jnp.int32) < code
-      searching = low < high
-      low = jnp.where(searching & below, middle + 1, low)
-      high = jnp.where(searching & ~below, middle, high)
-    found = offsets.take(self.codes, low).astype(jnp.int32) == code
-    return low, (low < end) & found
 
 
 @jax.tree_util.register_dataclass
@@ -131,7 +36,7 @@ class PrefixTrie:
   of capacity for up to 65,536 codes a level, plus the bitmaps.
   """
 
-  levels: tuple[BitmapLevel | ListLevel, ...]
+  levels: tuple[trie_levels.BitmapLevel | trie_levels.ListLevel, ...]
   # leaf -> slot in items; one entry more than leaves
   first_item: offsets.Offsets
   items: Int[Array, ' capacity']  # dense items by leaf, then rank in bucket
@@ -174,14 +79,37 @@ class PrefixTrie:
       ValueError: no items, codes out of range, too many items, or (with
         duplicates = 'error') an ID that two items share.
     """
-    return _build(
-      codes,
-      codes_per_level,
-      capacity=len(codes) if capacity is None else capacity,
-      rank_in_bucket=rank_in_bucket,
-      duplicates=duplicates,
-      max_bitmap_bytes=max_bitmap_bytes,
-      template=None,
+    codes = np.asarray(codes)
+    sizes = tuple(int(k) for k in codes_per_level)
+    found = prefixes.of_catalogue(codes, sizes, rank_in_bucket=rank_in_bucket)
+    if duplicates == 'error':
+      prefixes.check_distinct(found)
+    capacity = len(codes) if capacity is None else capacity
+    _check_capacity(found, capacity)
+    levels = []
+    num_nodes = 1  # of a depth, that there is room for
+    for children, num_codes in zip(found.depths, sizes, strict=True):
+      num_children = min(num_nodes * num_codes, capacity)
+      words = num_nodes * trie_levels.words_per_node(num_codes)
+      if 4 * words <= max_bitmap_bytes:
+        level = trie_levels.BitmapLevel.of(
+          children, num_codes=num_codes, num_nodes=num_nodes
+        )
+      else:
+        level = trie_levels.ListLevel.of(
+          children,
+          num_codes=num_codes,
+          num_nodes=num_nodes,
+          num_children=num_children,
+          branching=_doubled(children.most, limit=num_codes),
+        )
+      levels.append(level)
+      num_nodes = num_children
+    return cls(
+      levels=tuple(levels),
+      codes_per_level=sizes,
+      max_bucket=_doubled(found.largest_bucket, limit=2**31),
+      **_leaf_arrays(found, capacity=capacity, num_leaves=num_nodes),
     )
 
   def refresh(
@@ -194,15 +122,55 @@ class PrefixTrie:
     Raises:
       ValueError: the new catalogue does not fit.
     """
-    return _build(
-      codes,
-      self.codes_per_level,
-      capacity=self.items.shape[0],
-      rank_in_bucket=rank_in_bucket,
-      duplicates='bucket',
-      max_bitmap_bytes=0,
-      template=self,
+    found = prefixes.of_catalogue(
+      np.asarray(codes), self.codes_per_level, rank_in_bucket=rank_in_bucket
     )
+    capacity = self.items.shape[0]
+    _check_capacity(found, capacity)
+    self._check_static_room(found)
+    trie = dataclasses.replace(
+      self,
+      levels=tuple(
+        level.refreshed(children, num_codes=num_codes)
+        for level, children, num_codes in zip(
+          self.levels, found.depths, self.codes_per_level, strict=True
+        )
+      ),
+      **_leaf_arrays(
+        found,
+        capacity=capacity,
+        num_leaves=self.first_item.length - 1,
+        wide=self.first_item.wide,
+      ),
+    )
+    if _layout(trie) != _layout(self):
+      raise ValueError(
+        'More than 65,535 continuations or items crowd eight neighbouring'
+        ' prefixes, which the trie was not built for: build a new one with'
+        ' PrefixTrie.build (compiles once more).'
+      )
+    return trie
+
+  def _check_static_room(self, found: prefixes.Prefixes) -> None:
+    """Raises if loops that were compiled for this trie would be too short."""
+    for l, (level, children) in enumerate(
+      zip(self.levels, found.depths, strict=True)
+    ):
+      if (
+        isinstance(level, trie_levels.ListLevel)
+        and children.most > level.branching
+      ):
+        raise ValueError(
+          f'A prefix of {l} codes has {children.most} continuations, but the'
+          f' trie has room for {level.branching}: build a new one with'
+          ' PrefixTrie.build (compiles once more).'
+        )
+    if found.largest_bucket > self.max_bucket:
+      raise ValueError(
+        f'{found.largest_bucket} items share one ID, but the trie has room for'
+        f' {self.max_bucket}: build a new one with PrefixTrie.build (compiles'
+        ' once more).'
+      )
 
   @property
   def num_levels(self) -> int:
@@ -217,17 +185,25 @@ class PrefixTrie:
       The nodes reached at depth 1..L (the last is the leaf) and whether the
       whole ID is in the catalogue; nodes are meaningless where it is not.
     """
+    nodes, legal = self._walk(codes)
+    return nodes[..., 1:], legal[..., -1]
+
+  def _walk(
+    self, codes: Int[Array, '*n depth']
+  ) -> tuple[Int[Array, '*n depth+1'], Bool[Array, '*n depth+1']]:
+    """Returns the nodes from the root on, and which prefixes exist."""
     node = jnp.zeros(codes.shape[:-1], jnp.int32)
     legal = jnp.ones(codes.shape[:-1], bool)
-    nodes = []
-    for l, level in enumerate(self.levels):
+    walked = [(node, legal)]
+    for l in range(codes.shape[-1]):
       code = codes[..., l]
       legal &= (code >= 0) & (code < self.codes_per_level[l])
-      node, exists = level.child(node, jnp.where(legal, code, 0))
+      node, exists = self.levels[l].child(node, jnp.where(legal, code, 0))
       legal &= exists
       node = jnp.where(legal, node, 0)
-      nodes.append(node)
-    return jnp.stack(nodes, -1), legal
+      walked.append((node, legal))
+    nodes, exist = zip(*walked, strict=True)
+    return jnp.stack(nodes, -1), jnp.stack(exist, -1)
 
   def followers(
     self, codes: Int[Array, '*n L']
@@ -235,22 +211,23 @@ class PrefixTrie:
     """Returns which codes may stand at each place, given those before it.
 
     Args:
-      codes: IDs of the catalogue.
+      codes: IDs, of the catalogue or not.
 
     Returns:
       True: an item has this code after the same prefix; False beyond the codes
       of a level.
     """
-    nodes, _ = self.path(codes)
-    parents = jnp.concatenate(
-      [jnp.zeros_like(nodes[..., :1]), nodes[..., :-1]], axis=-1
-    )
+    # Walked anew at every step, although an item's parents are always the
+    # same: remembered, they would take 4 (L - 1) bytes per item, 8 beside the
+    # trie's 11, for a walk that reads one row of a level per code.
+    parents, legal = self._walk(codes[..., :-1])
     widest = max(self.codes_per_level)
     masks = []
     for l, (level, size) in enumerate(
       zip(self.levels, self.codes_per_level, strict=True)
     ):
       mask = level.followers(parents[..., l], num_codes=size)
+      mask &= legal[..., l, None]
       pad = [(0, 0)] * (mask.ndim - 1) + [(0, widest - size)]
       masks.append(jnp.pad(mask, pad))
     return jnp.stack(masks, -2)
@@ -297,160 +274,44 @@ class PrefixTrie:
 # --- Construction (NumPy) ---------------------------------------------------
 
 
-def _room(count: int, limit: int) -> int:
-  """Power of two that leaves room to double, at most `limit`."""
+def _doubled(count: int, *, limit: int) -> int:
+  """Returns a power of two that leaves room to double, at most `limit`."""
   return min(limit, 2 ** math.ceil(math.log2(2 * max(count, 1))))
 
 
-def _check(
-  codes: np.ndarray, codes_per_level: tuple[int, ...], capacity: int
-) -> None:
-  if codes.ndim != 2 or codes.shape[1] != len(codes_per_level):
+def _check_capacity(found: prefixes.Prefixes, capacity: int) -> None:
+  if len(found.items) > capacity:
     raise ValueError(
-      f'codes has shape {codes.shape}, expected [num_items,'
-      f' {len(codes_per_level)}]: one column per entry of'
-      f' codes_per_level={codes_per_level}.'
-    )
-  if not np.issubdtype(codes.dtype, np.integer):
-    raise ValueError(f'codes has dtype {codes.dtype}, expected integers.')
-  if not len(codes):
-    raise ValueError(
-      'The catalogue is empty: a prefix trie needs at least one item.'
-    )
-  if len(codes) > capacity:
-    raise ValueError(
-      f'{len(codes)} items exceed the capacity of {capacity}: build a new'
-      f' trie with capacity={2 * len(codes)} (compiles once more).'
-    )
-  bad = (codes < 0) | (codes >= np.asarray(codes_per_level)[None, :])
-  if bad.any():
-    item, level = (int(i) for i in np.argwhere(bad)[0])
-    raise ValueError(
-      f'Item {item} has code {int(codes[item, level])} on level {level},'
-      f' expected 0..{codes_per_level[level] - 1} ({int(bad.sum())} codes out'
-      ' of range): pass the codes_per_level that the tokenizer wrote.'
+      f'{len(found.items)} items exceed the capacity of {capacity}: build a new'
+      f' trie with capacity={2 * len(found.items)} (compiles once more).'
     )
 
 
-def _build(
-  codes: np.ndarray,
-  codes_per_level: tuple[int, ...],
+class _LeafArrays(TypedDict):
+  """The fields of a `PrefixTrie` behind its leaves."""
+
+  first_item: offsets.Offsets
+  items: Int[Array, ' capacity']
+  num_leaves: Int[Array, '']
+  num_items: Int[Array, '']
+
+
+def _leaf_arrays(
+  found: prefixes.Prefixes,
   *,
   capacity: int,
-  rank_in_bucket: np.ndarray | None,
-  duplicates: Literal['bucket', 'error'],
-  max_bitmap_bytes: int,
-  template: PrefixTrie | None,
-) -> PrefixTrie:
-  codes = np.asarray(codes)
-  codes_per_level = tuple(int(k) for k in codes_per_level)
-  _check(codes, codes_per_level, capacity)
-  if rank_in_bucket is None:
-    rank_in_bucket = np.zeros(len(codes), np.int32)
-  # Last key first; lexsort is stable, so equal ranks keep the item order.
-  order = np.lexsort((rank_in_bucket, *codes.T[::-1]))
-  codes = codes[order]
-
-  # --- One level after the other ---
-  starts = np.zeros(len(codes), bool)  # rows where a node of depth l begins
-  starts[0] = True
-  nodes = np.zeros(len(codes), np.int64)  # node of depth l, by row
-  levels: list[BitmapLevel | ListLevel] = []
-  room = 1  # nodes of depth l the arrays have room for
-  for l, num_codes in enumerate(codes_per_level):
-    child_starts = starts.copy()
-    child_starts[1:] |= codes[1:, l] != codes[:-1, l]
-    parent = nodes[child_starts]
-    code = codes[child_starts, l]
-    counts = np.bincount(parent, minlength=room)
-    old = None if template is None else template.levels[l]
-    first_child = offsets.from_counts(
-      counts,
-      wide=old is not None and old.first_child.fine.dtype == jnp.uint32,
-    )
-    width = -(-num_codes // 32)
-    child_room = min(room * num_codes, capacity)
-    if (
-      isinstance(old, BitmapLevel)
-      if old is not None
-      else 4 * room * width <= max_bitmap_bytes
-    ):
-      words = np.zeros(room * width, np.uint32)
-      bits = np.left_shift(np.uint32(1), (code % 32).astype(np.uint32))
-      np.bitwise_or.at(words, parent * width + code // 32, bits)
-      levels.append(
-        BitmapLevel(
-          words=jax.device_put(words.reshape(room, width)),
-          first_child=first_child,
-        )
-      )
-    else:
-      dtype = np.uint8 if num_codes <= 2**8 else np.uint16
-      dtype = np.uint32 if num_codes > 2**16 else dtype
-      padded = np.zeros(child_room, dtype)
-      padded[: len(code)] = code
-      branching = _room(int(counts.max()), num_codes)
-      if isinstance(old, ListLevel):
-        if int(counts.max()) > old.branching:
-          raise ValueError(
-            f'A prefix of {l} codes has {int(counts.max())} continuations, but'
-            f' the trie has room for {old.branching}: build a new one with'
-            ' PrefixTrie.build (compiles once more).'
-          )
-        branching = old.branching
-      levels.append(
-        ListLevel(
-          codes=jax.device_put(padded),
-          first_child=first_child,
-          branching=branching,
-        )
-      )
-    starts = child_starts
-    nodes = np.cumsum(starts) - 1
-    room = child_room
-
-  # --- Items behind the leaves ---
-  sizes = np.bincount(nodes, minlength=room)
-  largest = int(sizes.max())
-  if duplicates == 'error' and largest > 1:
-    row = int(np.flatnonzero(~starts)[0])
-    raise ValueError(
-      f'Items {int(order[row - 1])} and {int(order[row])} share the ID'
-      f' {tuple(int(c) for c in codes[row])}; {int((~starts).sum())} items'
-      " collide. Pass duplicates='bucket', or tokenize with"
-      " tokenizer.collision='append'."
-    )
-  max_bucket = _room(largest, 2**31)
-  if template is not None:
-    if largest > template.max_bucket:
-      raise ValueError(
-        f'{largest} items share one ID, but the trie has room for'
-        f' {template.max_bucket}: build a new one with PrefixTrie.build'
-        ' (compiles once more).'
-      )
-    max_bucket = template.max_bucket
+  num_leaves: int,
+  wide: bool = False,
+) -> _LeafArrays:
   items = np.full(capacity, -1, np.int32)
-  items[: len(order)] = order
-  trie = PrefixTrie(
-    levels=tuple(levels),
-    first_item=offsets.from_counts(
-      sizes,
-      wide=template is not None
-      and template.first_item.fine.dtype == jnp.uint32,
-    ),
-    items=jax.device_put(items),
-    num_leaves=jax.device_put(np.int32(starts.sum())),
-    num_items=jax.device_put(np.int32(len(order))),
-    codes_per_level=codes_per_level,
-    max_bucket=max_bucket,
-  )
-  if template is not None and _layout(trie) != _layout(template):
-    raise ValueError(
-      'More than 65,535 continuations or items crowd eight neighbouring'
-      ' prefixes, which the trie was not built for: build a new one with'
-      ' PrefixTrie.build (compiles once more).'
-    )
-  return trie
+  items[: len(found.items)] = found.items
+  counts = np.bincount(found.leaf, minlength=num_leaves)
+  return {
+    'first_item': offsets.from_counts(counts, wide=wide),
+    'items': jax.device_put(items),
+    'num_leaves': jax.device_put(np.int32(found.num_leaves)),
+    'num_items': jax.device_put(np.int32(len(found.items))),
+  }
 
 
 def _layout(trie: PrefixTrie) -> list[tuple[tuple[int, ...], str]]:

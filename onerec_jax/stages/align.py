@@ -31,7 +31,7 @@ from onerec_jax.stages import session_evaluation
 from onerec_jax.stages import trained as trained_lib
 from onerec_jax.stages import training_setup
 from onerec_jax.train import contract
-from onerec_jax.train import loop
+from onerec_jax.train import job as job_lib
 from onerec_jax.train import preemption
 
 STAGE = 'align'
@@ -114,18 +114,21 @@ def run(
     history_length=experiment.data.history_length,
   )
   validate = _make_validation(experiment, workdir, seed_model)
-  policy, rounds = seed_model, []
+  policy, rounds, earlier_seconds = seed_model, [], 0.0
   for number in range(1, experiment.preference.rounds + 1):
     path = round_folder(workdir, number)
     path.mkdir(parents=True, exist_ok=True)
     result = distributed.from_main(
       functools.partial(_begin_round, path, experiment.align.num_steps)
     )
-    if result is None:
+    if result is not None:
+      earlier_seconds += result['wall_seconds']
+    else:
       logging.info('round %d of %d', number, experiment.preference.rounds)
       result = _Round(
         experiment, workdir, policy, maker, validate, store, number
       ).run()
+      earlier_seconds += result['earlier_seconds']
       if distributed.is_main():
         workdir_lib.write_json(path / workdir_lib.RESULT, result)
     rounds.append(result)
@@ -136,6 +139,7 @@ def run(
     'seed_step': seed_model.step,
     'rounds': rounds,
     'training_seconds': sum(r['training_seconds'] for r in rounds),
+    'earlier_seconds': earlier_seconds,
     'rollout_seconds': sum(
       sum(r['rollouts']['seconds'].values()) for r in rounds
     ),
@@ -241,7 +245,7 @@ class _Round:
 
   def _train(
     self, setup: training_setup.Setup, pairs: preference_pairs.Pairs
-  ) -> loop.Result:
+  ) -> job_lib.Result:
     e, policy = self._experiment, self._policy
     own_rows = sharding.own_rows(policy.mesh)
     frozen: objective_lib.Frozen = {

@@ -93,6 +93,8 @@ def run(
         compared[f'part {i}: {part.kind}'] = block.values
     quality = item_quality.report(compared, workdir, seed=experiment.seed)
     more['alignment'] = {**aligned.summary, 'quality': quality}
+    training = aligned.summary['training']
+    more['earlier_seconds'] = training['earlier_seconds']
     vectors = aligned.vectors
   empty = ~np.any(vectors != 0, axis=1)
   if empty.any():

@@ -37,8 +37,8 @@ from onerec_jax.stages import item_generator
 from onerec_jax.stages import pretrain
 from onerec_jax.stages import trained as trained_lib
 from onerec_jax.stages import training_setup
+from onerec_jax.train import job as job_lib
 from onerec_jax.train import log
-from onerec_jax.train import loop
 
 STAGE = 'reinforce'
 _SEED_OFFSET = 500  # the samples come in another order than in pre-training
@@ -255,7 +255,7 @@ class _Training:
       train=self._experiment.reinforce,
     )
 
-  def run(self, setup: training_setup.Setup) -> loop.Result:
+  def run(self, setup: training_setup.Setup) -> job_lib.Result:
     """Trains, continuing from the last checkpoint."""
     e, model = self._experiment, self._seed_model
     frozen: objective_lib.Frozen = {'catalogue': model.catalogue}

@@ -24,7 +24,8 @@ from onerec_jax.train import contract
 from onerec_jax.train import goodput
 from onerec_jax.train import profile
 
-# (experiment, workdir) -> what its result.json shall say
+# (experiment, workdir) -> what its result.json shall say.  Where it continued
+# what killed processes had begun, 'earlier_seconds' is the time they took.
 StageFunction = Callable[
   [config_lib.Experiment, workdir_lib.Workdir], dict[str, Any]
 ]
@@ -314,14 +315,20 @@ def _finish(
   result: dict[str, Any],
   start: float,
 ) -> None:
-  """Writes a stage's result.json."""
+  """Writes a stage's result.json.
+
+  Its 'seconds' are those of all processes that worked on the stage, as far as
+  a training's book (train/goodput.py) has them.
+  """
   usage = resource.getrusage(resource.RUSAGE_SELF)
   workdir.finish(
     stage,
     {
       **result,
       'digest': stage_digest(experiment, stage),
-      'seconds': round(time.perf_counter() - start, 2),
+      'seconds': round(
+        result.get('earlier_seconds', 0.0) + time.perf_counter() - start, 2
+      ),
       # Linux reports kilobytes; the peak of the process so far.
       'peak_memory_mb': round(usage.ru_maxrss / 1024),
       'finished': datetime.datetime.now(datetime.UTC).isoformat(

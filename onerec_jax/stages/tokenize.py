@@ -133,6 +133,9 @@ def run(
     'quality': judged,
     'quantizers': quantizers,
   }
+  if config.quantizer == 'rqvae':
+    training = quantized.details['training']
+    result['earlier_seconds'] = training['earlier_seconds']
   if distributed.is_main():
     workdir_lib.write_json(folder / 'quality.json', result)
   for name, entry in quantizers.items():

@@ -19,6 +19,7 @@ from onerec_jax import sharding
 from onerec_jax.objectives import base
 from onerec_jax.train import contract as contract_lib
 from onerec_jax.train import goodput
+from onerec_jax.train import job as job_lib
 from onerec_jax.train import loop
 from onerec_jax.train import optimizer as optimizer_lib
 from onerec_jax.train import state as state_lib
@@ -42,7 +43,7 @@ class Setup(NamedTuple):
     self,
     folder: epath.Path,
     objective: base.Objective,
-    batches: loop.Batches,
+    batches: job_lib.Batches,
     *,
     frozen: Any = None,
     prepare: Callable[[state_lib.TrainState, Callable[[], None]], None]
@@ -53,13 +54,13 @@ class Setup(NamedTuple):
     best_mode: Literal['max', 'min'] = 'min',
     flops: Callable[[Any], float] | None = None,
     batches_per_epoch: int | None = None,
-  ) -> loop.Result:
-    """Trains, continuing from the last checkpoint; arguments as `loop.Job`.
+  ) -> job_lib.Result:
+    """Trains, continuing from the last checkpoint; arguments as `job.Job`.
 
     Raises:
       loop.NonFinite, contract.Mismatch, preemption.Preempted: see `loop.train`.
     """
-    job = loop.Job(
+    job = job_lib.Job(
       objective=objective,
       optimizer=self.optimizer,
       train=self.train,
@@ -79,7 +80,7 @@ class Setup(NamedTuple):
     )
     return loop.train(job, self.state)
 
-  def figures(self, result: loop.Result) -> dict[str, Any]:
+  def figures(self, result: job_lib.Result) -> dict[str, Any]:
     """Returns what the result.json of every training stage says."""
     return {
       'steps': int(result.state.step),

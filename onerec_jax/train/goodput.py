@@ -18,9 +18,10 @@ from absl import logging
 # process, or the end of what it did before, to the first step.  checkpoint:
 # while training stood still.  lost: done after the last checkpoint and done
 # again after a restart.  wall: everything, what is not named here included.
+# earlier: of wall, what passed in the processes before this one.
 NAMES = (
   'train', 'wait', 'rollout', 'compile', 'validate', 'checkpoint', 'start',
-  'lost', 'wall',
+  'lost', 'wall', 'earlier',
 )  # fmt: skip
 _LONGEST_START = 3600.0  # seconds; an older process did something else before
 
@@ -56,6 +57,7 @@ def figures(seconds: Mapping[str, float]) -> dict[str, float | None]:
   return {
     'goodput': share(seconds),
     'wall_seconds': seconds['wall'],
+    'earlier_seconds': seconds['earlier'],
     'start_seconds': seconds['start'],
     'lost_seconds': seconds['lost'],
     'training_seconds': seconds['train'],
@@ -95,7 +97,6 @@ class Book:
     self.interval = {'train': 0.0, 'wait': 0.0, 'compile': 0.0, 'flops': 0.0}
     self._clock = clock
     self._began = unclaimed_since() if began is None else began
-    self._wall_before = 0.0  # of the processes before this one
     self._compiled = compiled
     self._compiled_booked = 0.0
 
@@ -115,13 +116,13 @@ class Book:
     lost = max(last_wall_seconds - self.seconds['wall'], 0.0)
     self.seconds['lost'] += lost
     self.seconds['start'] += self._clock() - self._began
-    self._wall_before = self.seconds['wall'] + lost
+    self.seconds['earlier'] = self.seconds['wall'] + lost
     self.measure_wall()
 
   def measure_wall(self) -> None:
     """Brings the wall time up to now."""
     spent = self._clock() - self._began
-    self.seconds['wall'] = self._wall_before + spent
+    self.seconds['wall'] = self.seconds['earlier'] + spent
 
   @contextlib.contextmanager
   def spending(self, name: str) -> Iterator[None]:

@@ -24,6 +24,45 @@ METRICS = 'metrics.jsonl'
 _SEND_SECONDS = 60.0  # between two writings to a bucket
 
 
+_SHORTEST = 1e-9  # seconds; no rate is infinite
+
+
+def rates(
+  counts: Mapping[str, Any], interval: Mapping[str, float], *, steps: int
+) -> dict[str, float]:
+  """Returns how fast an interval between two log lines was.
+
+  Args:
+    counts: what was counted, e.g. 'examples'.
+    interval: seconds of 'train', of 'wait' within them, and of 'compile'.
+    steps: done in it.
+
+  Returns:
+    '<count>_per_second', 'steps_per_second', 'data_wait_share' and
+    'compile_seconds'.
+  """
+  elapsed = max(interval['train'], _SHORTEST)
+  return {
+    **{f'{k}_per_second': float(v) / elapsed for k, v in counts.items()},
+    'steps_per_second': steps / elapsed,
+    'data_wait_share': interval['wait'] / elapsed,
+    'compile_seconds': interval['compile'],
+  }
+
+
+def model_speed(
+  flops: float, seconds: float, *, device_kind: str, num_devices: int
+) -> dict[str, float | None]:
+  """Returns 'model_flops_per_second' and 'mfu'; arguments as `utilisation`."""
+  elapsed = max(seconds, _SHORTEST)
+  return {
+    'model_flops_per_second': flops / elapsed,
+    'mfu': utilisation(
+      flops, elapsed, device_kind=device_kind, num_devices=num_devices
+    ),
+  }
+
+
 def utilisation(
   flops: float, seconds: float, *, device_kind: str, num_devices: int
 ) -> float | None:

@@ -4,97 +4,29 @@ Nothing in it knows a model or a data set: a stage hands it an objective, an
 iterator and callbacks.  It waits for the device only to log, validate or save.
 """
 
-import dataclasses
 import math
 import os
-import time
-from collections.abc import Callable
-from collections.abc import Iterable
 from collections.abc import Mapping
 from typing import Any
-from typing import Literal
-from typing import NamedTuple
-from typing import Protocol
-from typing import runtime_checkable
+from typing import NoReturn
 
 import jax
-import numpy as np
 from absl import logging
-from etils import epath
-from jax.sharding import Mesh
 
-from onerec_jax import config
 from onerec_jax import sharding
-from onerec_jax.objectives import base
 from onerec_jax.train import checkpoints
-from onerec_jax.train import contract as contract_lib
 from onerec_jax.train import goodput
+from onerec_jax.train import job as job_lib
 from onerec_jax.train import log
-from onerec_jax.train import optimizer as optimizer_lib
 from onerec_jax.train import preemption
 from onerec_jax.train import profile
+from onerec_jax.train import running_totals
 from onerec_jax.train import state as state_lib
 from onerec_jax.train import step as step_lib
 
 
-@runtime_checkable
-class Batches(Protocol):
-  """An endless iterator of batches that can be put back to any position."""
-
-  def __next__(self) -> Any: ...
-  def get_state(self) -> Any: ...
-  def set_state(self, state: Any) -> None: ...
-
-
 class NonFinite(FloatingPointError):
   """A loss or gradient was not finite."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-  """What a stage asks the loop to do."""
-
-  objective: base.Objective
-  optimizer: optimizer_lib.Optimizer
-  train: config.TrainConfig
-  seed: int
-  mesh: Mesh
-  folder: epath.Path  # the stage's: checkpoints/, metrics.jsonl, events.*
-  contract: contract_lib.Contract
-  batches: Batches  # NumPy arrays, this process's rows
-  frozen: Any = None  # device arrays that are not trained
-  # (state, poll) -> None, called before every batch is drawn: what makes
-  # batches from the current parameters looks at them here.  Its time is
-  # 'rollout'; poll() raises where the run is asked to stop.
-  prepare: Callable[[state_lib.TrainState, Callable[[], None]], None] | None = (
-    None
-  )
-  # Validation: the same batches each time.  None: no validation loss.
-  valid_batches: Callable[[], Iterable[Any]] | None = None
-  # (params, model_state, poll) -> {'valid/recall@10': ...}.  Call poll()
-  # often: it raises where the run is asked to stop.
-  evaluate: (
-    Callable[[Any, Any, Callable[[], None]], Mapping[str, float]] | None
-  ) = None
-  best_metric: str = 'valid/loss'  # chooses the best checkpoint
-  best_mode: Literal['max', 'min'] = 'min'
-  # Model FLOPs (forward and backward) of this process's rows of a batch.
-  flops: Callable[[Any], float] | None = None
-  batches_per_epoch: int | None = None
-  clock: Callable[[], float] = time.perf_counter  # seconds
-  # clock() since which the time is this training's; None: since no stage of
-  # this process has worked.
-  began: float | None = None
-
-
-class Result(NamedTuple):
-  """A finished run."""
-
-  state: state_lib.TrainState
-  final: dict[str, Any]  # record of the last step
-  best: dict[str, Any] | None  # {'step', 'metric', 'value', 'values'}
-  counts: dict[str, float]  # totals over the run, e.g. 'examples'
-  seconds: dict[str, float]  # of the whole run; see `goodput.NAMES`
 
 
 def _new_progress() -> dict[str, Any]:
@@ -108,7 +40,7 @@ def _new_progress() -> dict[str, Any]:
   }
 
 
-def train(job: Job, state: state_lib.TrainState) -> Result:
+def train(job: job_lib.Job, state: state_lib.TrainState) -> job_lib.Result:
   """Trains until `job.train.num_steps`, continuing from the last checkpoint.
 
   Killed at any moment and called again, it ends with the same bits as an
@@ -137,7 +69,7 @@ class _Loop:
 
   def __init__(
     self,
-    job: Job,
+    job: job_lib.Job,
     state: state_lib.TrainState,
     saver: checkpoints.Checkpointer,
     stop: preemption.StopSignal,
@@ -151,17 +83,18 @@ class _Loop:
     self._state = state
     self._progress = _new_progress()
     self._profile = profile.Window(job.folder, job.train.profile_steps)
-    self._totals: step_lib.Totals | None = None
-    self._zeros: step_lib.Totals | None = None
-    self._update = step_lib.make_update(
+    update = step_lib.make_update(
       job.objective,
       job.optimizer,
       seed=job.seed,
       ema_decay=job.train.ema_decay,
     )
+    self._totals = running_totals.RunningTotals(
+      update, job.mesh, clock=job.clock
+    )
     self._train_step = step_lib.CompiledPerShape(
       step_lib.make_train_step(
-        self._update, shardings=state_lib.shardings_of(state), mesh=job.mesh
+        update, shardings=state_lib.shardings_of(state), mesh=job.mesh
       ),
       clock=job.clock,
     )
@@ -171,12 +104,16 @@ class _Loop:
     self._book = goodput.Book(
       job.clock,
       began=job.began,
-      compiled=lambda: self._train_step.seconds + self._eval_step.seconds,
+      compiled=lambda: (
+        self._totals.seconds
+        + self._train_step.seconds
+        + self._eval_step.seconds
+      ),
     )
 
   # --- The loop ---
 
-  def run(self) -> Result:
+  def run(self) -> job_lib.Result:
     job = self._job
     step = self._resume()
     self._writer = log.MetricsWriter(
@@ -205,7 +142,7 @@ class _Loop:
       self._profile.close()
       self._writer.close()
       goodput.claim()
-    return Result(
+    return job_lib.Result(
       state=self._state,
       final=self._progress['last_record'],
       best=self._progress['best'],
@@ -236,12 +173,11 @@ class _Loop:
       with book.spending('wait'):
         local = next(job.batches)
       batch = sharding.place_batch(local, job.mesh)
-      if self._totals is None:
-        self._start_totals(batch)
+      self._begin_totals(batch)
       if job.flops is not None:
         book.interval['flops'] += job.flops(local) * jax.process_count()
-      self._state, self._totals = self._train_step(
-        self._state, self._totals, job.frozen, batch
+      self._state, self._totals.now = self._train_step(
+        self._state, self._totals.now, job.frozen, batch
       )
 
   def _prepare(self) -> None:
@@ -249,28 +185,15 @@ class _Loop:
       with self._book.spending('rollout'):
         self._job.prepare(self._state, self._stop.poll)
 
-  def _start_totals(self, batch: Any) -> None:
-    job = self._job
-    start = job.clock()
-    zeros = step_lib.zero_totals(
-      self._update, self._state, job.frozen, batch, job.mesh
-    )
-    self._zeros = jax.device_get(zeros)
-    saved = self._progress['totals']
-    self._totals = zeros if saved is None else self._placed(saved)
-    self._train_step.seconds += job.clock() - start
-
-  def _placed(self, leaves: Any) -> step_lib.Totals:
-    """Returns fresh device sums from the leaves (lists) of host sums."""
-    flat, tree = jax.tree.flatten(self._zeros)
-    values = [
-      np.asarray(value, like.dtype).reshape(like.shape)
-      for value, like in zip(leaves, flat, strict=True)
-    ]
-    whole = sharding.replicated(self._job.mesh)
-    return sharding.place(
-      tree.unflatten(values), tree.unflatten([whole] * len(flat))
-    )
+  def _begin_totals(self, batch: Any) -> None:
+    """Begins the sums of this process, unless they are begun."""
+    if self._totals.now is None:
+      self._totals.begin(
+        self._state,
+        self._job.frozen,
+        batch,
+        saved=self._progress['totals'],
+      )
 
   # --- What follows a step ---
 
@@ -295,27 +218,31 @@ class _Loop:
       record = {**self._log_record(step, host), **record}
     if record:
       self._write(step, record)
+    if log_due:
+      self._show_progress(step, record)
     improved = validate_due and self._note_best(step, record)
     if save_due or improved:
       self._save(step)
 
   def _fetch_totals(self) -> step_lib.Totals:
     """Waits for the device and returns the sums; raises on a bad step."""
-    if self._totals is None:  # nothing has run since the restart
+    batches = self._job.batches
+    if self._totals.now is None:  # nothing has run since the restart
       self._prepare()
     with self._book.spending('train'):
-      if self._totals is None:
-        batch_state = self._job.batches.get_state()
-        self._start_totals(
-          sharding.place_batch(next(self._job.batches), self._job.mesh)
-        )
-        self._job.batches.set_state(batch_state)
-      host = jax.device_get(self._totals)
+      if self._totals.now is None:
+        # The last step of the process before is still to be logged or
+        # validated, but only a batch shows the shapes of its saved sums: that
+        # of the next step is looked at and put back.
+        position = batches.get_state()
+        self._begin_totals(sharding.place_batch(next(batches), self._job.mesh))
+        batches.set_state(position)
+      host = jax.device_get(self._totals.now)
     if int(host.bad_step):
       self._stop_non_finite(host)
     return host
 
-  def _stop_non_finite(self, host: step_lib.Totals) -> None:
+  def _stop_non_finite(self, host: step_lib.Totals) -> NoReturn:
     saved = self._saver.latest_step()
     kept = (
       'No checkpoint was written yet.'
@@ -331,21 +258,19 @@ class _Loop:
   def _log_record(self, step: int, host: step_lib.Totals) -> dict[str, Any]:
     """Returns the record of the interval that ends, and begins another."""
     job, progress, interval = self._job, self._progress, self._book.interval
-    elapsed = max(interval['train'], 1e-9)
-    record = log.summarize(host.metrics)
-    record['learning_rate'] = float(job.optimizer.learning_rate(step - 1))
     for name, value in host.counts.items():
-      total = progress['counts'].get(name, 0.0) + float(value)
-      progress['counts'][name] = total
-      record[f'{name}_per_second'] = float(value) / elapsed
-    record['steps_per_second'] = int(host.steps) / elapsed
-    record['data_wait_share'] = interval['wait'] / elapsed
-    record['compile_seconds'] = interval['compile']
+      progress['counts'][name] = progress['counts'].get(name, 0.0) + float(
+        value
+      )
+    record = {
+      **log.summarize(host.metrics),
+      'learning_rate': float(job.optimizer.learning_rate(step - 1)),
+      **log.rates(host.counts, interval, steps=int(host.steps)),
+    }
     if job.flops is not None:
-      record['model_flops_per_second'] = interval['flops'] / elapsed
-      record['mfu'] = log.utilisation(
+      record |= log.model_speed(
         interval['flops'],
-        elapsed,
+        interval['train'],
         device_kind=job.mesh.devices.flat[0].device_kind,
         num_devices=job.mesh.size,
       )
@@ -355,22 +280,19 @@ class _Loop:
     record['goodput'] = goodput.share(self._book.seconds)
     record['wall_seconds'] = self._book.seconds['wall']
     progress['totals'] = None
-    self._totals = self._placed(jax.tree.leaves(self._zeros))
+    self._totals.begin_anew()
     return record
 
   def _write(self, step: int, record: dict[str, Any]) -> None:
     progress = self._progress
     progress['last_record'] = {**progress['last_record'], **record}
     self._writer.write(step, record)
-    if 'loss' in record:
-      left = self._job.train.num_steps - step
-      rate = max(record['steps_per_second'], 1e-9)
-      logging.info(
-        '%s',
-        log.progress_line(
-          step, self._job.train.num_steps, record, eta_seconds=left / rate
-        ),
-      )
+
+  def _show_progress(self, step: int, record: Mapping[str, Any]) -> None:
+    """Prints a line; the record is that of a log line."""
+    total = self._job.train.num_steps
+    eta = (total - step) / max(record['steps_per_second'], 1e-9)
+    logging.info('%s', log.progress_line(step, total, record, eta_seconds=eta))
 
   def _validate(self, step: int) -> dict[str, Any]:
     """Returns validation figures, of the averaged parameters if there are."""
@@ -386,14 +308,16 @@ class _Loop:
       raise ValueError(
         f'Validation at step {step} gave {job.best_metric}='
         f'{record.get(job.best_metric)}, which cannot choose the best'
-        f' checkpoint; there are {sorted(record)}.'
+        f' checkpoint; there are {sorted(record)}. Set'
+        f' {job.contract.stage}.evaluate_every_steps=0 to train without'
+        ' validation and keep the last one.'
       )
     return record
 
   def _validation_loss(self, params: Any) -> dict[str, Any]:
     job = self._job
     assert job.valid_batches is not None
-    totals = self._placed(jax.tree.leaves(self._zeros))
+    totals = self._totals.empty()
     for local in job.valid_batches():
       self._stop.poll()
       totals = self._eval_step(
@@ -425,7 +349,7 @@ class _Loop:
 
   def _save(self, step: int, *, finished: bool = True) -> None:
     with self._book.spending('checkpoint'):
-      host = jax.device_get(self._totals)
+      totals = self._totals.to_json()  # waits for the device
       # A restart from this checkpoint must find the lines before it.
       self._writer.flush()
       self._book.measure_wall()
@@ -434,7 +358,7 @@ class _Loop:
         'seconds': self._book.seconds,  # of the whole run
         'interval': self._book.interval,
         'finished_step': finished,
-        'totals': [np.asarray(x).tolist() for x in jax.tree.leaves(host)],
+        'totals': totals,
       }
       self._saver.save(
         step,
@@ -444,8 +368,8 @@ class _Loop:
         best_step=(self._progress['best'] or {}).get('step'),
       )
 
-  def _preempt(self, step: int, *, finished: bool = True) -> None:
-    if self._totals is not None:  # else nothing was done since the restart
+  def _preempt(self, step: int, *, finished: bool = True) -> NoReturn:
+    if self._totals.now is not None:  # else nothing was done since the restart
       self._fetch_totals()
       self._save(step, finished=finished)
       self._saver.wait()

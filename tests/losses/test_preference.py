@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 from onerec_jax import config
+from onerec_jax.losses import dpo_family
 from onerec_jax.losses import preference
 
 ALL = sorted(preference.DEFAULT_BETA)
 _REFERENCE_FREE = ('cpo', 'simpo')
 
-# Spec §17.1: p_w, p_l, q_w, q_l; h = (-4 + 4.5) - (-6.5 + 6) = 1; 15 tokens.
+# The golden values below were computed independently, in double precision.
+# p_w, p_l, q_w, q_l; h = (-4 + 4.5) - (-6.5 + 6) = 1; 15 tokens.
 PAIR = tuple(jnp.asarray([x]) for x in (-4.0, -6.5, -4.5, -6.0))
 TOKENS = (jnp.asarray([15]), jnp.asarray([15]))
 # Negatives (-6.5, -6.0), (-5.0, -5.2), (-8.0, -7.0).
@@ -41,52 +43,52 @@ def loss_of(loss, policy, reference, tokens, mask, **changes):
 @pytest.mark.parametrize(
   ('got', 'want'),
   [
-    (preference.dpo_loss(*PAIR, beta=0.1), 0.6443966600735709),
+    (dpo_family.dpo_loss(*PAIR, beta=0.1), 0.6443966600735709),
     (
-      preference.ipo_loss(*PAIR, *TOKENS, beta=0.1, log_probs='sum'),
+      dpo_family.ipo_loss(*PAIR, *TOKENS, beta=0.1, log_probs='sum'),
       16.0,  # (1 - 5)²
     ),
     (
-      preference.ipo_loss(*PAIR, *TOKENS, beta=0.1, log_probs='mean'),
+      dpo_family.ipo_loss(*PAIR, *TOKENS, beta=0.1, log_probs='mean'),
       24.33777777777778,  # (1/15 - 5)²
     ),
     (
-      preference.cdpo_loss(*PAIR, beta=0.1, label_flip=0.1),
+      dpo_family.cdpo_loss(*PAIR, beta=0.1, label_flip=0.1),
       0.6543966600735709,
     ),
     (
-      preference.rdpo_loss(*PAIR, beta=0.1, label_flip=0.1),
+      dpo_family.rdpo_loss(*PAIR, beta=0.1, label_flip=0.1),
       0.6318966600735709,
     ),
     (
-      preference.cpo_loss(
+      dpo_family.cpo_loss(
         *PAIR[:2], TOKENS[0], beta=0.1, nll_weight=0.0, nll='sum'
       ),
       0.5759394198788436,
     ),
     (
-      preference.cpo_loss(
+      dpo_family.cpo_loss(
         *PAIR[:2], TOKENS[0], beta=0.1, nll_weight=1.0, nll='sum'
       ),
       4.575939419878844,
     ),
     (
-      preference.cpo_loss(
+      dpo_family.cpo_loss(
         *PAIR[:2], TOKENS[0], beta=0.1, nll_weight=1.0, nll='mean'
       ),
       0.8426060865455103,
     ),
     (
-      preference.simpo_loss(*PAIR[:2], *TOKENS, beta=2.0, margin=1.0),
+      dpo_family.simpo_loss(*PAIR[:2], *TOKENS, beta=2.0, margin=1.0),
       1.0810367535187386,
     ),
-    (preference.sdpo_loss(*SDPO, beta=0.1), 1.318013092100673),
-    (preference.sdpo_loss(*SDPO, beta=1.0), 0.8466524330015773),
-    (preference.hinge_loss(*PAIR, beta=0.1), 0.9),  # 1 - 0.1
-    (preference.hinge_loss(*PAIR, beta=2.0), 0.0),  # 1 - 2 < 0
+    (dpo_family.sdpo_loss(*SDPO, beta=0.1), 1.318013092100673),
+    (dpo_family.sdpo_loss(*SDPO, beta=1.0), 0.8466524330015773),
+    (dpo_family.hinge_loss(*PAIR, beta=0.1), 0.9),  # 1 - 0.1
+    (dpo_family.hinge_loss(*PAIR, beta=2.0), 0.0),  # 1 - 2 < 0
   ],
 )
-def test_golden_values_of_the_specification(got, want):
+def test_losses_equal_values_computed_independently(got, want):
   assert got.shape == (1,) and got.dtype == jnp.float32
   np.testing.assert_allclose(got[0], want, rtol=1e-6, atol=1e-6)
 
@@ -326,7 +328,7 @@ def test_bfloat16_log_probs_are_subtracted_in_float32():
   got = loss_of('dpo', policy, reference, tokens, mask, beta=1.0)
   assert got.dtype == jnp.float32
   np.testing.assert_allclose(got, np.log1p(np.exp([0.5])), rtol=1e-6)
-  direct = preference.simpo_loss(
+  direct = dpo_family.simpo_loss(
     policy[:, 0], policy[:, 1], tokens[:, 0], tokens[:, 1], beta=3.0, margin=0.0
   )
   # β (p_w - p_l) / 15 = 0.1
@@ -349,6 +351,17 @@ def test_a_beta_of_zero_is_refused(loss):
   case = draws(2, 4 if loss == 'sdpo' else 2)
   with pytest.raises(ValueError, match=r'beta=0\.0 must be positive'):
     loss_of(loss, *case, beta=0.0)
+
+
+@pytest.mark.parametrize(
+  ('loss', 'knob'), [('simpo', 'margin'), ('cpo', 'nll_weight')]
+)
+@pytest.mark.parametrize('value', [-0.1, np.inf, np.nan])
+def test_a_margin_or_weight_below_zero_or_not_finite_is_refused(
+  loss, knob, value
+):
+  with pytest.raises(ValueError, match=rf'preference\.{knob}='):
+    loss_of(loss, *draws(2, 2), **{knob: value})
 
 
 @pytest.mark.parametrize('loss', ['cdpo', 'rdpo'])

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import importlib.util
 import pathlib
 from typing import Any
 
@@ -17,6 +16,7 @@ from onerec_jax.model import onerec
 from onerec_jax.model import parameters
 from onerec_jax.semantic_ids import vocabulary as vocabulary_lib
 
+_HERE = pathlib.Path(__file__).parent
 CODES_PER_LEVEL = (5, 7, 6)  # unequal on purpose
 EXPERTS = 8
 CONFIG = config_lib.ModelConfig(
@@ -110,22 +110,13 @@ def make_case():
   return _make_case
 
 
-def _load(name):
-  # Test folders are no packages.
-  path = pathlib.Path(__file__).parent / f'{name}.py'
-  spec = importlib.util.spec_from_file_location(name, path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
-
-
 @pytest.fixture(scope='session')
-def tiny_pathways():
+def tiny_pathways(load_module):
   """Module with a tiny encoder of pathways and its input."""
-  return _load('tiny_pathways')
+  return load_module(_HERE / 'tiny_pathways.py')
 
 
 @pytest.fixture(scope='session')
-def tiny_p_score():
+def tiny_p_score(load_module):
   """Module with a tiny P-Score model, its input and its formula."""
-  return _load('tiny_p_score')
+  return load_module(_HERE / 'tiny_p_score.py')

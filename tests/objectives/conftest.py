@@ -1,9 +1,11 @@
-"""A tiny catalogue and random sessions of it."""
+"""A tiny catalogue, random sessions of it, and a tiny model."""
 
 import numpy as np
 import pytest
 
 from onerec_jax import batch as batch_lib
+from onerec_jax.model import onerec
+from onerec_jax.semantic_ids import vocabulary
 
 NUM_ITEMS, SIZES = 12, (4, 3)
 
@@ -38,3 +40,23 @@ def codes():
   rng = np.random.default_rng(0)
   drawn = [rng.integers(0, size, NUM_ITEMS) for size in SIZES]
   return np.stack(drawn, axis=1).astype(np.int32)
+
+
+@pytest.fixture(scope='session')
+def make_model(tiny_model):
+  """Function (*, items, mesh=None, **fields) -> OneRec without dropout."""
+
+  def make(*, items, mesh=None, **fields):
+    return onerec.OneRec(
+      config=tiny_model(
+        dropout_rate=0.0,
+        attention_dropout_rate=0.0,
+        scan_layers=False,
+        **fields,
+      ),
+      vocabulary=vocabulary.Vocabulary(SIZES),
+      items_per_session=items,
+      mesh=mesh,
+    )
+
+  return make

@@ -17,21 +17,12 @@ from onerec_jax.model import onerec
 from onerec_jax.model import parameters
 from onerec_jax.objectives import align
 from onerec_jax.objectives import pretrain
-from onerec_jax.semantic_ids import vocabulary
 
-_SIZES, _ROWS, _PAIRS = (4, 3), 8, 8
-_MODEL = config.ModelConfig(
-  embed_dim=8,
-  num_heads=2,
-  head_dim=4,
-  encoder_layers=1,
-  decoder_layers=1,
-  mlp_dim=8,
-  dropout_rate=0.0,
-  attention_dropout_rate=0.0,
-  scan_layers=False,
-  moe=config.MoEConfig(num_experts=4, top_k=2, expert_dim=8),
-)
+_ROWS, _PAIRS = 8, 8
+_FIELDS = {
+  'items': 3,
+  'moe': config.MoEConfig(num_experts=4, top_k=2, expert_dim=8),
+}
 _TRAIN = config.TrainConfig()
 _PREFERENCE = config.PreferenceConfig(
   weight=3.0,
@@ -40,18 +31,9 @@ _PREFERENCE = config.PreferenceConfig(
 )
 
 
-def _model(mesh=None):
-  return onerec.OneRec(
-    config=_MODEL,
-    vocabulary=vocabulary.Vocabulary(_SIZES),
-    items_per_session=3,
-    mesh=mesh,
-  )
-
-
 @pytest.fixture(scope='module')
-def setup(codes):
-  model = _model()
+def setup(codes, make_model):
+  model = make_model(**_FIELDS)
   frozen = {
     'catalogue': batch_lib.Catalogue(jnp.asarray(codes)),
     'reference_bias': jnp.zeros((1, 4), jnp.float32),
@@ -224,10 +206,10 @@ def test_the_encoder_does_not_run_again_for_each_candidate(
   assert one > 1.3 * per_candidate
 
 
-def test_loss_is_the_same_on_eight_devices(setup, make_batch):
+def test_loss_is_the_same_on_eight_devices(setup, make_batch, make_model):
   batch = make_batch()
   value, _, _ = _run(setup, batch)
   mesh = meshes.make_mesh(config.MeshConfig(2, 2, 2))
   placed = sharding.place_batch(batch, mesh)
-  sharded, _, _ = _run(setup, placed, model=_model(mesh))
+  sharded, _, _ = _run(setup, placed, model=make_model(mesh=mesh, **_FIELDS))
   np.testing.assert_allclose(sharded, value, rtol=1e-5)

@@ -14,36 +14,19 @@ from onerec_jax.model import parameters
 from onerec_jax.objectives import base
 from onerec_jax.objectives import pretrain
 from onerec_jax.semantic_ids import prefix_trie
-from onerec_jax.semantic_ids import vocabulary
 
 _NUM_ITEMS = 12
-_SIZES = (4, 3)
-_MODEL = config.ModelConfig(
-  embed_dim=8,
-  num_heads=2,
-  head_dim=4,
-  encoder_layers=1,
-  decoder_layers=1,
-  mlp_dim=8,
-  dropout_rate=0.0,
-  attention_dropout_rate=0.0,
-  scan_layers=False,
-  moe=config.MoEConfig(
-    num_experts=4, top_k=2, expert_dim=8, bias_update_rate=0.1
-  ),
-)
 
 
 @pytest.fixture(scope='module')
-def setup():
-  model = onerec.OneRec(
-    config=_MODEL,
-    vocabulary=vocabulary.Vocabulary(_SIZES),
-    items_per_session=2,
+def setup(codes, make_model):
+  model = make_model(
+    items=2,
+    moe=config.MoEConfig(
+      num_experts=4, top_k=2, expert_dim=8, bias_update_rate=0.1
+    ),
   )
-  rng = np.random.default_rng(0)
-  codes = np.stack([rng.integers(0, k, _NUM_ITEMS) for k in _SIZES], axis=1)
-  frozen = {'catalogue': batch_lib.Catalogue(jnp.asarray(codes, jnp.int32))}
+  frozen = {'catalogue': batch_lib.Catalogue(jnp.asarray(codes))}
   params = parameters.materialize(onerec.abstract_params(model), seed=0)
   return model, params, frozen
 
@@ -108,10 +91,11 @@ def _token_losses(setup, batch):
   apply = jax.jit(functools.partial(model.apply, deterministic=True))
   logits = np.asarray(apply({'params': params}, *arrays).logits)
   targets = codes[batch.target_items]
+  sizes = model.vocabulary.codes_per_level
   losses = np.zeros(targets.shape)
   hits = np.zeros(targets.shape, bool)
   for b, i, l in np.ndindex(targets.shape):
-    row = np.asarray(logits[b, i, l, : _SIZES[l]], np.float64)
+    row = np.asarray(logits[b, i, l, : sizes[l]], np.float64)
     losses[b, i, l] = np.log(np.exp(row).sum()) - row[targets[b, i, l]]
     hits[b, i, l] = row.argmax() == targets[b, i, l]
   return losses, hits
@@ -225,13 +209,16 @@ def test_over_the_catalogue_only_the_codes_of_items_share_the_probability(
   codes = np.asarray(frozen['catalogue'].codes)
   batch = _batch(seed=1)
   objective = pretrain.make_objective(
-    model.clone(config=dataclasses.replace(_MODEL, normalise_over='catalogue')),
+    model.clone(
+      config=dataclasses.replace(model.config, normalise_over='catalogue')
+    ),
     config.TrainConfig(ntp_reduction='mean'),
   )
   bias = np.zeros((1, 4), np.float32)
   with pytest.raises(ValueError, match=r'make_frozen\(model'):
     jax.jit(functools.partial(objective, key=None))(params, bias, frozen, batch)
-  trie = prefix_trie.PrefixTrie.build(codes, _SIZES)
+  sizes = model.vocabulary.codes_per_level
+  trie = prefix_trie.PrefixTrie.build(codes, sizes)
   output = jax.jit(functools.partial(objective, key=None))(
     params, bias, {**frozen, 'trie': trie}, batch
   )
@@ -249,6 +236,6 @@ def test_over_the_catalogue_only_the_codes_of_items_share_the_probability(
       known = sorted({c[l] for c in codes.tolist() if c[:l] == list(own[:l])})
       row = np.asarray(logits[b, i, l], np.float64)
       losses.append(np.log(np.exp(row[known]).sum()) - row[own[l]])
-      left_out += _SIZES[l] - len(known)
+      left_out += sizes[l] - len(known)
   assert left_out  # else all codes would do
   np.testing.assert_allclose(output.loss.value(), np.mean(losses), rtol=1e-5)

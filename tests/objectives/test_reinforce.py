@@ -17,40 +17,18 @@ from onerec_jax.model import onerec
 from onerec_jax.model import parameters
 from onerec_jax.objectives import pretrain
 from onerec_jax.objectives import reinforce
-from onerec_jax.semantic_ids import vocabulary
 
-_SIZES, _ROWS, _USERS, _G = (4, 3), 8, 8, 5
-_MODEL = config.ModelConfig(
-  embed_dim=8,
-  num_heads=2,
-  head_dim=4,
-  encoder_layers=1,
-  decoder_layers=1,
-  mlp_dim=8,
-  dropout_rate=0.0,
-  attention_dropout_rate=0.0,
-  scan_layers=False,
-  moe=config.MoEConfig(enabled=False),  # halves the compilation
-)
+_ROWS, _USERS, _G = 8, 8, 5
 _TRAIN = config.TrainConfig()
 _SETTINGS = config.ReinforceConfig(weight=3.0, format_weight=0.5)
 
 
-def _model(mesh=None):
-  return onerec.OneRec(
-    config=_MODEL,
-    vocabulary=vocabulary.Vocabulary(_SIZES),
-    items_per_session=1,
-    mesh=mesh,
-  )
-
-
 @pytest.fixture(scope='module')
-def setup(codes):
-  model = _model()
+def setup(codes, make_model):
+  model = make_model(items=1)
   catalogue = batch_lib.Catalogue(jnp.asarray(codes))
   params = parameters.materialize(onerec.abstract_params(model), seed=0)
-  bias = jnp.asarray(onerec.initial_router_bias(_MODEL))
+  bias = jnp.asarray(onerec.initial_router_bias(model.config))
   return model, params, catalogue, bias
 
 
@@ -71,7 +49,8 @@ def batch(setup, make_sessions):
   """Groups of the policy itself: the last two users are filler."""
   rng = np.random.default_rng(3)
   users = make_sessions(2, _USERS, history=4)
-  codes = np.stack([rng.integers(0, k, (_USERS, _G)) for k in _SIZES], axis=2)
+  sizes = setup[0].vocabulary.codes_per_level
+  codes = np.stack([rng.integers(0, k, (_USERS, _G)) for k in sizes], axis=2)
   codes[1, 3:] = -1  # a group of three
   codes = codes.astype(np.int32)
   legal = (rng.random((_USERS, _G)) < 0.7) & (codes[..., 0] >= 0)
@@ -351,10 +330,10 @@ def test_grpo_pays_for_leaving_the_seed_model(setup, batch):
   assert value == pytest.approx(expected, rel=1e-4)
 
 
-def test_loss_is_the_same_on_eight_devices(setup, batch):
+def test_loss_is_the_same_on_eight_devices(setup, batch, make_model):
   batch = _off_policy(batch)
   value, _, _ = _run(setup, batch)
   mesh = meshes.make_mesh(config.MeshConfig(2, 2, 2))
   placed = sharding.place_batch(batch, mesh)
-  sharded, _, _ = _run(setup, placed, model=_model(mesh))
+  sharded, _, _ = _run(setup, placed, model=make_model(items=1, mesh=mesh))
   np.testing.assert_allclose(sharded, value, rtol=1e-5)

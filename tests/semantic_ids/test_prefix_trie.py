@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from onerec_jax.semantic_ids import prefix_trie
+from onerec_jax.semantic_ids import trie_levels
 
 _LOOKUP = jax.jit(lambda trie, codes: trie.lookup(codes))
 _BUCKET = jax.jit(lambda trie, leaf: trie.bucket(leaf))
@@ -90,7 +91,7 @@ def test_children_of_a_list_level_are_the_codes_that_follow():
   codes = np.array([[0, 3], [0, 7], [2, 1]])
   trie = prefix_trie.PrefixTrie.build(codes, (3, 9), max_bitmap_bytes=0)
   level = trie.levels[1]
-  assert isinstance(level, prefix_trie.ListLevel)
+  assert isinstance(level, trie_levels.ListLevel)
   # Depth-1 nodes: 0 -> prefix (0,), 1 -> prefix (2,).
   found, nodes, real = level.children(jnp.array([0, 1]))
   np.testing.assert_array_equal(np.asarray(real).sum(-1), [2, 1])
@@ -179,9 +180,9 @@ def test_a_million_items_of_3x8192_take_11_bytes_each_plus_bitmaps():
   trie = prefix_trie.PrefixTrie.build(codes, (8192,) * 3)
   kinds = [type(level) for level in trie.levels]
   assert kinds == [
-    prefix_trie.BitmapLevel,
-    prefix_trie.BitmapLevel,
-    prefix_trie.ListLevel,
+    trie_levels.BitmapLevel,
+    trie_levels.BitmapLevel,
+    trie_levels.ListLevel,
   ]
   total = sum(x.nbytes for x in jax.tree.leaves(trie))
   bitmaps = sum(level.words.nbytes for level in trie.levels[:2])
@@ -219,3 +220,17 @@ def test_followers_are_the_codes_that_items_have_after_the_prefix(
       same = (codes[:, :l] == own[:l]).all(1)
       want[0, i, l, codes[same, l]] = True
   np.testing.assert_array_equal(got, want)
+
+
+def test_nothing_follows_a_prefix_that_no_item_has():
+  trie = prefix_trie.PrefixTrie.build(
+    np.array([[0, 1, 2], [2, 0, 0]]), (3,) * 3
+  )
+  # (1, ...) is nobody's; (2, 1) is not either, but (2,) is; -1 is no code.
+  codes = jnp.array([[1, 0, 0], [2, 1, 0], [-1, 1, 2]])
+  got = np.asarray(trie.followers(codes))
+  first = [True, False, True]
+  np.testing.assert_array_equal(got[:, 0], [first] * 3)
+  np.testing.assert_array_equal(got[1, 1], [True, False, False])
+  assert not got[[0, 2], 1].any()
+  assert not got[:, 2].any()

@@ -5,7 +5,6 @@ And what reads a report.
 
 import dataclasses
 import html.parser
-import importlib.util
 import pathlib
 import shutil
 
@@ -29,6 +28,7 @@ from onerec_jax.train import contract
 from onerec_jax.train import optimizer
 from onerec_jax.train import state
 
+_HERE = pathlib.Path(__file__).parent
 CODES = 6  # per level; 6 * 6 IDs for 30 items, with planted collisions
 
 
@@ -187,31 +187,22 @@ def read_page():
   return Page
 
 
-def _load(name):
-  # Test folders are no packages.
-  path = pathlib.Path(__file__).parent / f'{name}.py'
-  spec = importlib.util.spec_from_file_location(name, path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
-
-
 @pytest.fixture(scope='session')
-def aligned_run():
+def aligned_run(load_module):
   """Module that makes up what an aligned run leaves."""
-  return _load('aligned_run')
+  return load_module(_HERE / 'aligned_run.py')
 
 
 @pytest.fixture(scope='session')
-def reinforced_run():
+def reinforced_run(load_module):
   """Module that makes up what the technical report's system leaves."""
-  return _load('reinforced_run')
+  return load_module(_HERE / 'reinforced_run.py')
 
 
 @pytest.fixture(scope='session')
-def made_sweep():
+def made_sweep(load_module):
   """Module that makes up what a sweep leaves that sessions judge."""
-  return _load('made_sweep')
+  return load_module(_HERE / 'made_sweep.py')
 
 
 @pytest.fixture

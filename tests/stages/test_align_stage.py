@@ -96,6 +96,7 @@ def _final_params(experiment, workdir):
 def test_every_round_reports_its_pairs_and_changes_the_model(aligned):
   experiment, workdir, result = aligned
   assert [r['round'] for r in result['rounds']] == [1, 2]
+  assert result['earlier_seconds'] == 0.0
   for found in result['rounds']:
     made = found['rollouts']
     assert made['users'] == 16  # half of 4 steps of 8 samples
@@ -188,7 +189,9 @@ def test_a_killed_run_ends_with_the_same_bits(copied, ready, aligned, tmp_path):
     patch.setattr(rollouts.Rollouts, '_beam_pairs', dies)
     with pytest.raises(Killed):
       align.run(experiment, workdir)
-  align.run(experiment, workdir)
+  result = align.run(experiment, workdir)
+  # The first round was made before; the second had not begun to train.
+  assert result['earlier_seconds'] == result['rounds'][0]['wall_seconds'] > 0
   for a, b in zip(
     jax.tree.leaves(_final_params(experiment, workdir)),
     jax.tree.leaves(_final_params(experiment, whole)),

@@ -182,6 +182,7 @@ def test_training_is_summarised(trained):
   }
   training = summary['training']
   assert training['steps'] == 60
+  assert trained[0]['earlier_seconds'] == training['earlier_seconds']
   assert {'contrastive', 'accuracy', 'caption', 'valid/hit@10'} <= set(
     training['final']
   )

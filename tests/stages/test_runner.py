@@ -66,6 +66,18 @@ def test_all_stages_run_in_order_and_leave_a_result(calls, workdir):
     assert result['digest']
 
 
+def test_a_continued_stage_took_the_time_of_all_its_processes(
+  monkeypatch, workdir
+):
+  monkeypatch.setattr(
+    runner,
+    'stage_function',
+    lambda stage: lambda experiment, workdir: {'earlier_seconds': 3600.0},
+  )
+  _run(config.Experiment(), workdir, ('prepare',))
+  assert workdir.result('prepare')['seconds'] >= 3600.0
+
+
 def test_stages_that_are_left_out_are_not_waited_for(calls, workdir):
   _run(config.Experiment(), workdir)
   assert calls == list(config.BASE_STAGES)

@@ -161,6 +161,7 @@ def test_rqvae_is_judged_beside_both_kmeans(tmp_path, collision):
   assert set(result['quantizers']) == {'rqvae', 'balanced_kmeans', 'kmeans'}
   ours = result['quantizers']['rqvae']
   assert ours['training']['steps'] == 60
+  assert result['earlier_seconds'] == ours['training']['earlier_seconds']
   # All errors are shares of the same vectors; 1 would be their mean alone.
   errors = [
     entry['reconstruction']['unexplained']

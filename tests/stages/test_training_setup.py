@@ -105,9 +105,15 @@ def test_a_run_trains_and_its_figures_say_how(tmp_path):
   assert figures['device'] == 'cpu'
   assert figures['best'] is None and figures['best_step'] is None
   assert figures['training_seconds'] > 0
+  assert figures['earlier_seconds'] == 0.0
   # Called again it finds its checkpoint, and nothing is left to do.
-  again = _setup(semantic_ids='abc').run(
+  setup = _setup(semantic_ids='abc')
+  again = setup.run(
     epath.Path(tmp_path), _objective, rows, frozen=np.float32(0)
   )
   assert rows.drawn == 3
   assert again.final == result.final
+  # What the first call took until its checkpoint is not forgotten.
+  seconds = setup.figures(again)
+  assert 0 < seconds['earlier_seconds'] <= figures['wall_seconds']
+  assert seconds['earlier_seconds'] < seconds['wall_seconds']

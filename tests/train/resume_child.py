@@ -102,7 +102,7 @@ def main(folder: str, output: str, kill: str | None = None) -> None:
     results.append(train(*args))
     return results[-1]
 
-  training_setup.loop = types.SimpleNamespace(train=keep, Job=loop.Job)
+  training_setup.loop = types.SimpleNamespace(train=keep)
   pretrain.run(experiment(), workdir.Workdir(folder))
   leaves = jax.tree.leaves(jax.device_get(results[-1].state))
   np.savez(output, *leaves)

@@ -104,6 +104,7 @@ def test_the_seconds_of_a_run_are_booked_where_they_were_spent(toy, tmp_path):
     'validate': 2 * 5.0,
     'checkpoint': 2 * 0.5,
     'lost': 0.0,
+    'earlier': 0.0,
   }
   wall = seconds.pop('wall')
   assert seconds == expected
@@ -148,6 +149,7 @@ def test_a_restart_counts_what_was_lost_and_its_own_start(toy, tmp_path):
   # Steps 3 to 8, once: what was lost is not productive.
   assert goodput.productive(seconds) == 8 * 4.0
   spent_now = clock.now - 3600.0
+  assert seconds['earlier'] == 61.5
   assert seconds['wall'] == 61.5 + spent_now
   # The second process compiled as well, and saved three times.
   assert spent_now == 20 + 6 * 6 + 20 + 3 * 5 + 3 * 0.5
@@ -155,10 +157,16 @@ def test_a_restart_counts_what_was_lost_and_its_own_start(toy, tmp_path):
 
 
 def test_a_clean_restart_loses_nothing_but_its_start(toy, tmp_path):
-  _train(toy, tmp_path, Clock(7.0))
+  before = _train(toy, tmp_path, Clock(7.0)).seconds
   clock = Clock(5.0)
   seconds = _train(toy, tmp_path, clock, num_steps=6).seconds
   assert seconds['lost'] == 0.0
+  # A checkpoint cannot know what its own half second will be.
+  assert seconds['earlier'] == before['wall'] - 0.5
+  assert seconds['wall'] == seconds['earlier'] + clock.now
+  # A third process counts both.
+  third = _train(toy, tmp_path, Clock(1.0), num_steps=8).seconds
+  assert third['earlier'] == seconds['wall'] - 0.5
   assert seconds['start'] == 12.0
   assert goodput.productive(seconds) == 6 * 4.0
 

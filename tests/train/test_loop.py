@@ -24,17 +24,6 @@ def _same_bits(a, b):
     np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
 
 
-def _deterministic(records):
-  """Records without what depends on the clock."""
-  clock = (
-    'per_second', 'data_wait_share', 'compile_seconds', 'goodput',
-    'wall_seconds',
-  )  # fmt: skip
-  return [
-    {k: v for k, v in r.items() if not k.endswith(clock)} for r in records
-  ]
-
-
 class Stopping:
   """Batches that call `action` just before batch `number` is handed out."""
 
@@ -97,7 +86,9 @@ def test_metrics_are_means_over_all_steps_since_the_last_line(toy, tmp_path):
   assert every.final['learning_rate'] == pytest.approx(0.1)
 
 
-def test_stopped_and_continued_equals_uninterrupted(toy, tmp_path):
+def test_stopped_and_continued_equals_uninterrupted(
+  toy, tmp_path, without_times
+):
   train = toy.config_with(ema_decay=0.9, log_every_steps=4)
   whole = toy.run(tmp_path / 'whole', train=train)
 
@@ -116,7 +107,7 @@ def test_stopped_and_continued_equals_uninterrupted(toy, tmp_path):
   _same_bits(whole.state, cut.state)
   assert whole.best == cut.best
   assert whole.counts == cut.counts
-  assert _deterministic(toy.records(tmp_path / 'whole')) == _deterministic(
+  assert without_times(toy.records(tmp_path / 'whole')) == without_times(
     toy.records(tmp_path / 'cut')
   )
 
@@ -153,7 +144,7 @@ def test_sigterm_saves_and_the_run_continues(toy, tmp_path, caplog):
   _same_bits(whole.state, cut.state)
 
 
-def test_sigterm_while_validating_validates_again(toy, tmp_path):
+def test_sigterm_while_validating_validates_again(toy, tmp_path, without_times):
   whole = toy.run(tmp_path / 'whole')
   calls = []
 
@@ -170,7 +161,7 @@ def test_sigterm_while_validating_validates_again(toy, tmp_path):
   cut = toy.run(tmp_path / 'cut')
   _same_bits(whole.state, cut.state)
   assert whole.best == cut.best
-  assert _deterministic(toy.records(tmp_path / 'whole')) == _deterministic(
+  assert without_times(toy.records(tmp_path / 'whole')) == without_times(
     toy.records(tmp_path / 'cut')
   )
 
@@ -244,6 +235,7 @@ def test_a_best_metric_that_nobody_measures_is_an_error(toy, tmp_path):
   with pytest.raises(ValueError, match='valid/recall@10=None') as error:
     toy.run(tmp_path, best_metric='valid/recall@10')
   assert 'valid/loss' in str(error.value)
+  assert 'Set pretrain.evaluate_every_steps=0' in str(error.value)
 
 
 def test_the_average_follows_the_parameters(toy, tmp_path):

@@ -15,6 +15,7 @@ from onerec_jax import meshes
 from onerec_jax import sharding
 from onerec_jax.objectives import base
 from onerec_jax.train import contract
+from onerec_jax.train import job as job_lib
 from onerec_jax.train import log
 from onerec_jax.train import loop
 from onerec_jax.train import optimizer
@@ -71,7 +72,7 @@ def make_job(
   digest='0123',
   experiment=None,
   **changes,
-) -> tuple[loop.Job, state.TrainState]:
+) -> tuple[job_lib.Job, state.TrainState]:
   """Returns a job and its state at step 0."""
   folder = epath.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
@@ -88,7 +89,7 @@ def make_job(
     ema=train.ema_decay is not None,
     mesh=mesh,
   )
-  job = loop.Job(
+  job = job_lib.Job(
     objective=objective,
     optimizer=made,
     train=train,
@@ -159,7 +160,7 @@ def config_with(**changes) -> config.TrainConfig:
   )
 
 
-def run(folder, **changes) -> loop.Result:
+def run(folder, **changes) -> job_lib.Result:
   """Trains the toy; keyword `train` or fields of `make_job`."""
   train = changes.pop('train', None) or config_with()
   return loop.train(*make_job(folder, train=train, **changes))
