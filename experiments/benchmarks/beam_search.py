@@ -95,8 +95,8 @@ def prepare_ours(
       batch=batch_size, beams=1, length=_LEVELS, method='init_cache'
     )
     result = beam_search.search(
-      lambda tokens, position, level, cache: apply(
-        tokens, position, level, cache, context, bias, method='decode_step'
+      lambda prefix, position, cache: apply(
+        prefix, position, cache, context, bias, method='decode_step'
       ),
       cache,
       trie=trie if constrain else None,

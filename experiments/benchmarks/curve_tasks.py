@@ -58,6 +58,8 @@ def items(toy: bool) -> Curve:
   from experiments.benchmarks import models
   from onerec_jax.decoding import beam_search
   from onerec_jax.semantic_ids import prefix_trie
+  from onerec_jax.semantic_ids import trie_levels
+  from onerec_jax.semantic_ids import vocabulary
 
   x = [500, 1000] if toy else [10**4, 10**5, 10**6, 10**7]
   codes_per_level = (64,) * 3 if toy else (8192,) * 3
@@ -74,7 +76,7 @@ def items(toy: bool) -> Curve:
     words = sum(
       level.words.nbytes
       for level in trie.levels
-      if isinstance(level, prefix_trie.BitmapLevel)
+      if isinstance(level, trie_levels.BitmapLevel)
     )
     whole = sum(leaf.nbytes for leaf in jax.tree.leaves(trie))
     bitmap.append(float(words))
@@ -84,8 +86,9 @@ def items(toy: bool) -> Curve:
     def find(trie: Any, table: Any, traces: Any = traces) -> Any:
       traces.append(1)  # while tracing only, so once per compilation
 
-      def step_fn(tokens: Any, position: Any, level: int, cache: Any) -> Any:
-        del position, level
+      def step_fn(prefix: Any, position: Any, cache: Any) -> Any:
+        del position
+        tokens = vocabulary.Vocabulary(codes_per_level).last_token(prefix)
         return table[tokens % 64], cache
 
       return beam_search.search(

@@ -30,7 +30,6 @@ from onerec_jax.decoding import recommend
 from onerec_jax.model import encoder_input
 from onerec_jax.model import onerec
 from onerec_jax.semantic_ids import prefix_trie
-from onerec_jax.semantic_ids import vocabulary as vocabulary_lib
 
 # (params, router_bias, catalogue, trie, users) -> codes [B, W, M, L], log p
 Search = Callable[..., tuple[jax.Array, jax.Array]]
@@ -133,11 +132,10 @@ def make_tiled(
       method='init_cache',
     )
 
-    def feed(tokens: Any, position: int, level: int, cache: Any) -> Any:
+    def feed(prefix: Any, position: int, cache: Any) -> Any:
       return apply(
-        tokens.reshape(rows, 1),
+        prefix.reshape(rows, 1, -1),
         position,
-        level,
         cache,
         context,
         router_bias,
@@ -147,15 +145,14 @@ def make_tiled(
     shape = (batch, num_beams)
     totals = jnp.full(shape, -jnp.inf).at[:, 0].set(0.0)
     sessions = jnp.zeros((*shape, 0), jnp.int32)
-    last = jnp.zeros(shape, jnp.int32)
     for item in range(num_items):
       first = item * (levels + 1)
       if item:
-        _, cache = feed(last, first - 1, -1, cache)
-      last = jnp.full(shape, vocabulary_lib.BOS, jnp.int32)
+        _, cache = feed(sessions[..., -levels:], first - 1, cache)
       node = jnp.zeros(shape, jnp.int32)
       for level, num_codes in enumerate(vocabulary.codes_per_level):
-        log_probs, cache = feed(last, first + level, level, cache)
+        prefix = sessions[..., item * levels :]
+        log_probs, cache = feed(prefix, first + level, cache)
         found = constraints.candidates(
           trie,
           log_probs.reshape(*shape, -1),
@@ -175,7 +172,6 @@ def make_tiled(
         cache = jax.tree.map(lambda x, o=order: x[:, o], cache)
         sessions = constraints.reorder(sessions, parents)
         sessions = jnp.concatenate([sessions, code[..., None]], -1)
-        last = code + vocabulary.offsets[level]
     return sessions.reshape(*shape, num_items, levels), totals
 
   return search

@@ -274,6 +274,7 @@ def _pathways_problems(e: Experiment) -> Iterator[str]:
   for path, value, default in (
     ('history_recency', model.history_recency, False),
     ('user_buckets', model.user_buckets, 0),
+    ('id_buckets', model.id_buckets, 0),
   ):
     if value != default:
       yield (

@@ -130,6 +130,11 @@ class ModelConfig:
   history_recency: bool = False
   relative_buckets: int = 32  # T5 relative position bias
   relative_max_distance: int = 128  # tokens; also the rows of the recency table
+  # > 0: adds a learned embedding of the whole ID, hashed to this many buckets,
+  # to the last code of every item that is read.  v1 knows codes only; the
+  # report's pathways read an item's own embedding (2506.13695, 2.2.1); hashed
+  # n-grams are Pagnoni et al. 2024's, arXiv:2412.09871, section 3.2.1.
+  id_buckets: int = 0
   tie_head: bool = True  # output head = code embeddings
   # What a code's probability is normalised over.  codes: all codes of its level
   # (the papers).  catalogue: those that follow its prefix in the catalogue, in

@@ -19,15 +19,15 @@ from jaxtyping import Shaped
 
 from onerec_jax.decoding import constraints
 from onerec_jax.semantic_ids import prefix_trie
-from onerec_jax.semantic_ids import vocabulary
 
 Cache = Any  # pytree; leaves [layers, B, W, ...]
 
 
-# (tokens [B, W], position [], level, cache) -> (log_probs [B, W, C], cache).
-# Feeds token ids at `position`; the result is the log-probability of every
-# code of `level`.  Level -1: the token is only added, nothing is predicted.
-StepFunction = Callable[[Array, Array, int, Cache], tuple[Array, Cache]]
+# (prefix [B, W, l], position [], cache) -> (log_probs [B, W, C], cache).
+# Feeds the token after the first l codes of an item (l = 0: BOS) at `position`;
+# the result is the log-probability of every code of level l.  l = L: the item
+# is complete, its last token is only added, nothing is predicted.
+StepFunction = Callable[[Array, Array, Cache], tuple[Array, Cache]]
 
 
 class Choice(NamedTuple):
@@ -59,7 +59,6 @@ class _State(NamedTuple):
   codes: Int[Array, 'B W M L']
   paths: Int[Array, 'B W M L']  # trie nodes, depth 1..L
   log_probs: Float[Array, 'B W']
-  last_token: Int[Array, 'B W']
   cache: Cache
 
 
@@ -119,7 +118,6 @@ def generate(
     codes=empty,
     paths=jnp.zeros_like(empty),
     log_probs=jnp.zeros((batch_size, 1), jnp.float32),
-    last_token=jnp.zeros((batch_size, 1), jnp.int32),
     cache=cache,
   )
 
@@ -145,7 +143,10 @@ def generate(
 
     def body(state: _State, item: Array) -> tuple[_State, None]:
       position = item * (levels + 1) - 1
-      _, cache = step_fn(state.last_token, position, -1, state.cache)
+      before = lax.dynamic_index_in_dim(
+        state.codes, item - 1, axis=2, keepdims=False
+      )
+      _, cache = step_fn(before, position, state.cache)
       return extend(state._replace(cache=cache), item, first=False)[0], None
 
     state, _ = lax.scan(body, state, jnp.arange(1, num_items))
@@ -177,18 +178,16 @@ def _extend(
   keep_cache: bool,
 ) -> tuple[_State, Float[Array, 'B L']]:
   """Adds one item to every hypothesis; returns the entropy per level too."""
-  codes, paths, totals, _, cache = state
+  codes, paths, totals, cache = state
   levels = len(codes_per_level)
-  offsets = vocabulary.Vocabulary(codes_per_level).offsets
   done = jnp.arange(codes.shape[2]) < item
-  tokens = jnp.full(totals.shape, vocabulary.BOS, jnp.int32)
   node = jnp.zeros(totals.shape, jnp.int32)
   prefix = jnp.zeros((*totals.shape, 0), jnp.int32)
   path = prefix
   entropies = []
   for l, num_codes in enumerate(codes_per_level):
     position = jnp.asarray(item * (levels + 1) + l, jnp.int32)
-    log_probs, cache = step_fn(tokens, position, l, cache)
+    log_probs, cache = step_fn(prefix, position, cache)
     own = log_probs[..., :num_codes]
     if normalise:
       own = constraints.candidates(
@@ -246,12 +245,10 @@ def _extend(
     node = child
     prefix = jnp.concatenate([prefix, code[..., None]], -1)
     path = jnp.concatenate([path, child[..., None]], -1)
-    tokens = code + offsets[l]
   new = _State(
     codes=lax.dynamic_update_index_in_dim(codes, prefix, item, 2),
     paths=lax.dynamic_update_index_in_dim(paths, path, item, 2),
     log_probs=totals,
-    last_token=tokens,
     cache=cache,
   )
   return new, jnp.stack(entropies, -1)
@@ -328,7 +325,6 @@ def _pad_beams(state: _State, width: int) -> _State:
     codes=pad(state.codes, 1, -1.0),
     paths=pad(state.paths, 1),
     log_probs=pad(state.log_probs, 1, -jnp.inf),
-    last_token=pad(state.last_token, 1),
     cache=jax.tree.map(lambda x: pad(x, 2), state.cache),
   )
 

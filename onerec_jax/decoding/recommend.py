@@ -156,19 +156,12 @@ def start(
   )
 
   def step_fn(
-    tokens: Int[Array, 'B W'],
+    prefix: Int[Array, 'B W l'],
     position: Int[Array, ''],
-    level: int,
     cache: generation.Cache,
   ) -> tuple[Float[Array, 'B W C'], generation.Cache]:
     return apply(
-      tokens,
-      position,
-      level,
-      cache,
-      context,
-      router_bias,
-      method='decode_step',
+      prefix, position, cache, context, router_bias, method='decode_step'
     )
 
   return step_fn, cache

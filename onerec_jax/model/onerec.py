@@ -85,6 +85,14 @@ class OneRec(nn.Module):
       ('vocab', 'embed'),
       parameters.Initializer(stddev=1.0),
     )
+    if c.id_buckets:
+      self.id_embedding = parameters.declare(
+        self,
+        'id_embedding',
+        (c.id_buckets, c.embed_dim),
+        ('vocab', 'embed'),
+        parameters.Initializer(stddev=0.1),  # little beside the codes'
+      )
     if not c.tie_head:
       self.head = parameters.declare(
         self,
@@ -140,6 +148,43 @@ class OneRec(nn.Module):
   def _embed(self, tokens: Int[Array, 'B T']) -> Float[Array, 'B T D']:
     return layers.shard_batch(self._embed_each(tokens), self.mesh)
 
+  def _add_ids(
+    self,
+    x: Float[Array, 'B T D'],
+    codes: Int[Array, 'B N L'],
+    *,
+    before: int,
+    after: int,
+  ) -> Float[Array, 'B T D']:
+    """Adds the embedding of every whole ID to the state of its last code.
+
+    Args:
+      x: states, those of the N items at the end; before + 1 + after of each.
+      codes: of the items.
+      before: tokens of an item before its last code.
+      after: tokens of an item after it.
+    """
+    if not self.config.id_buckets:
+      return x
+    ids = self._whole_ids(codes)[:, :, None]
+    ids = jnp.pad(ids, ((0, 0), (0, 0), (before, after), (0, 0)))
+    ids = ids.reshape(x.shape[0], -1, x.shape[-1])
+    ahead = x.shape[1] - ids.shape[1]  # the user's token
+    return x + jnp.pad(ids, ((0, 0), (ahead, 0), (0, 0)))
+
+  def _whole_ids(self, codes: Int[Array, '*b L']) -> Float[Array, '*b D']:
+    bucket = vocabulary_lib.id_bucket(codes, self.config.id_buckets)
+    return self.id_embedding[bucket].astype(self.config.compute_dtype)
+
+  def _embed_sessions(
+    self, codes: Int[Array, 'B M L']
+  ) -> Float[Array, 'B M*(L+1) D']:
+    """Returns what the decoder reads of sessions: BOS, s^1, …, s^L of each."""
+    begin = jnp.full_like(codes[..., :1], vocabulary_lib.BOS)
+    tokens = jnp.concatenate([begin, self.vocabulary.tokens(codes)], axis=-1)
+    x = self._embed(tokens.reshape(codes.shape[0], -1))
+    return self._add_ids(x, codes, before=self.vocabulary.levels, after=0)
+
   def _decoder_bias(
     self, router_bias: Float[Array, 'layers E']
   ) -> Float[Array, 'decoder_layers E']:
@@ -166,6 +211,12 @@ class OneRec(nn.Module):
     x = self._embed(tokens)
     if self.config.history_recency:
       x = x + self._recency(inputs.mask)
+    x = self._add_ids(
+      x,
+      inputs.codes,
+      before=self.vocabulary.levels - 1,
+      after=int(self.config.history_separator),
+    )
     assert isinstance(self.encoder, history_encoder.HistoryEncoder)
     return self.encoder(x, token_mask, seeds), None
 
@@ -184,8 +235,9 @@ class OneRec(nn.Module):
       )
 
     def item_vectors(items: jax.Array) -> jax.Array:
-      tokens = self.vocabulary.tokens(catalogue.codes[items])
-      return jnp.sum(self._embed_each(tokens), axis=-2)
+      codes = catalogue.codes[items]
+      x = jnp.sum(self._embed_each(self.vocabulary.tokens(codes)), axis=-2)
+      return x + self._whole_ids(codes) if self.config.id_buckets else x
 
     if pathway_encoder.has_experts(self.config):
       if router_bias is None:
@@ -253,7 +305,7 @@ class OneRec(nn.Module):
     batch, items, levels = target_codes.shape
     token_mask = jnp.repeat(target_mask, levels + 1, axis=1)
     x, stats = self.decoder(
-      self._embed(self._session_tokens(target_codes)),
+      self._embed_sessions(target_codes),
       encoded,
       token_mask,
       self._decoder_bias(router_bias),
@@ -317,26 +369,24 @@ class OneRec(nn.Module):
     Reference: 2502.18965 eq. 4 and 10.
     """
     batch, width, items, levels = codes.shape
-    before = self._session_tokens(prefix_codes)
+    before = self._embed_sessions(prefix_codes)
     before_mask = jnp.repeat(prefix_mask, levels + 1, axis=1)
-    start = before.shape[1]
-    shape = (batch, width, start)
-    tokens = self._session_tokens(codes.reshape(-1, items, levels))
-    tokens = jnp.concatenate(
+    start, embed_dim = before.shape[1:]
+    own = self._embed_sessions(codes.reshape(batch, width * items, levels))
+    x = jnp.concatenate(
       [
-        jnp.broadcast_to(before[:, None], shape),
-        tokens.reshape(batch, width, -1),
+        jnp.broadcast_to(before[:, None], (batch, width, start, embed_dim)),
+        own.reshape(batch, width, -1, embed_dim),
       ],
-      axis=-1,
+      axis=2,
     )
     token_mask = jnp.concatenate(
       [
-        jnp.broadcast_to(before_mask[:, None], shape),
+        jnp.broadcast_to(before_mask[:, None], (batch, width, start)),
         jnp.repeat(mask, levels + 1, axis=-1),
       ],
       axis=-1,
     )
-    x = self._embed(tokens.reshape(batch, -1)).reshape(*tokens.shape, -1)
     x = self.decoder.score(
       x, encoded, token_mask, self._decoder_bias(router_bias)
     )
@@ -366,20 +416,13 @@ class OneRec(nn.Module):
       prefix_mask: False: padding. [B, J]
       router_bias: frozen. [layers, E]
     """
-    tokens = self._session_tokens(prefix_codes)
     token_mask = jnp.repeat(prefix_mask, self.vocabulary.levels + 1, axis=1)
     return self.decoder.start(
       encoded,
-      self._embed(tokens),
+      self._embed_sessions(prefix_codes),
       token_mask,
       self._decoder_bias(router_bias),
     )
-
-  def _session_tokens(self, codes: Int[Array, 'B M L']) -> Int[Array, 'B T']:
-    """Returns BOS, s^1, …, s^L of every item, in one row per user."""
-    begin = jnp.full_like(codes[..., :1], vocabulary_lib.BOS)
-    tokens = jnp.concatenate([begin, self.vocabulary.tokens(codes)], axis=-1)
-    return tokens.reshape(codes.shape[0], -1)
 
   def init_cache(self, *, batch: int, beams: int, length: int) -> DecoderCache:
     """Returns an empty cache for `length` tokens. [layers, B, W, T, H, K]"""
@@ -392,9 +435,8 @@ class OneRec(nn.Module):
 
   def decode_step(
     self,
-    tokens: Int[Array, 'B W'],
+    prefix: Int[Array, 'B W l'],
     position: Int[Array, ''] | int,
-    level: int,
     cache: DecoderCache,
     context: Context,
     router_bias: Float[Array, 'layers E'],
@@ -402,27 +444,32 @@ class OneRec(nn.Module):
     """Feeds one token per beam and predicts the next code.
 
     Args:
-      tokens: token ids (not codes) at `position`. [B, W]
-      position: i (L + 1) + j after the prefix, below the cache length.
-      level: static; the code to predict, 0..L-1; -1: none (the token is s^L),
-        log-probabilities are zeros.
+      prefix: the first l codes of the item; the token after them is fed: BOS
+        where l = 0, else s^l. [B, W, l]
+      position: of that token, i (L + 1) + l after the items of
+        `start_decoding`, below the cache length.
       cache: of the positions before.
       context: from `start_decoding`.
       router_bias: frozen. [layers, E]
 
     Returns:
-      log p of the codes of `level` given the beam, normalised within the
-      level, about MASK_VALUE beyond; and the cache with this position.
+      log p of the codes of level l given the beam, normalised within the
+      level, about MASK_VALUE beyond; zeros where l = L; and the cache with this
+      position.
     """
+    level = prefix.shape[-1]
+    x = self._embed(self.vocabulary.last_token(prefix))
+    if level == self.vocabulary.levels and self.config.id_buckets:
+      x = x + self._whole_ids(prefix)
     x, cache = self.decoder.step(
-      self._embed(tokens),
+      x,
       jnp.asarray(position),
       cache,
       context,
       self._decoder_bias(router_bias),
     )
-    if level < 0:
-      shape = (*tokens.shape, self.vocabulary.max_codes)
+    if level == self.vocabulary.levels:
+      shape = (*prefix.shape[:2], self.vocabulary.max_codes)
       return jnp.zeros(shape, jnp.float32), cache
     return jax.nn.log_softmax(self._logits(x, level), axis=-1), cache
 

@@ -54,3 +54,21 @@ class Vocabulary:
     """Returns token ids of semantic-ID codes, level on the last axis."""
     offsets = jnp.asarray(self.offsets, codes.dtype)
     return codes + jnp.broadcast_to(offsets, codes.shape)
+
+  def last_token(self, prefix: Int[Array, '*b l']) -> Int[Array, '*b']:
+    """Returns the token that the decoder reads after `prefix`, l codes."""
+    level = prefix.shape[-1] - 1
+    if level < 0:
+      return jnp.full(prefix.shape[:-1], BOS, jnp.int32)
+    return prefix[..., -1] + self.offsets[level]
+
+
+def id_bucket(codes: Int[Array, '*b L'], num_buckets: int) -> Int[Array, '*b']:
+  """Returns the bucket, 0..num_buckets-1, that a whole ID is hashed to."""
+  mixed = jnp.zeros(codes.shape[:-1], jnp.uint32)
+  for level in range(codes.shape[-1]):
+    # Fibonacci hashing; the shift lets the next product mix the high bits.
+    mixed = mixed ^ codes[..., level].astype(jnp.uint32)
+    mixed = mixed * jnp.uint32(0x9E3779B1)
+    mixed = mixed ^ (mixed >> 15)
+  return (mixed % jnp.uint32(num_buckets)).astype(jnp.int32)

@@ -216,14 +216,11 @@ def _make_generate(
       method='init_cache',
     )
 
-    def step_fn(
-      tokens: Any, position: Any, level: int, cache: generation.Cache
-    ) -> Any:
+    def step_fn(prefix: Any, position: Any, cache: generation.Cache) -> Any:
       return model.apply(
         variables,
-        tokens,
+        prefix,
         position,
-        level,
         cache,
         context,
         router_bias,

@@ -104,6 +104,7 @@ def test_capacity_changes_nothing_and_a_refresh_does_not_compile(toys):
     return beam_search.search(
       functools.partial(
         toys.Toy.step,
+        toy.codes_per_level,
         jnp.asarray(toy.table),
         jnp.asarray(toy.weights, jnp.int32),
       ),
@@ -166,7 +167,9 @@ def test_a_widened_cache_is_refused(toys):
   toy = toys.Toy((3, 3), num_users=1, num_items=1)
   with pytest.raises(ValueError, match='expected 1: create it with beams=1'):
     beam_search.search(
-      functools.partial(toys.Toy.step, toy.table, toy.weights),
+      functools.partial(
+        toys.Toy.step, toy.codes_per_level, toy.table, toy.weights
+      ),
       {'tokens': jnp.zeros((1, 1, 4, 3), jnp.int32)},
       trie=None,
       codes_per_level=(3, 3),

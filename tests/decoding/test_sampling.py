@@ -22,11 +22,11 @@ def _table(seed=0):
   return log_probs.astype(np.float32)
 
 
-def _step(table, tokens, position, level, cache):
+def _step(table, prefix, position, cache):
   del position
-  # Token ids: BOS = 1; first-level code c = 3 + c.
-  before = jnp.clip(tokens - 3, 0, 2)
-  return table[max(level, 0), before], cache
+  level = prefix.shape[-1]
+  before = prefix[..., -1] if level else jnp.zeros(prefix.shape[:-1], int)
+  return table[level % 2, before], cache
 
 
 @functools.partial(

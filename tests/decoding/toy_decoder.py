@@ -48,11 +48,13 @@ class Toy:
     return {'tokens': jnp.zeros(shape, jnp.int32)}
 
   @staticmethod
-  def step(table, weights, tokens, position, level, cache):
-    fed = cache['tokens'][0].at[:, :, position].set(tokens)
+  def step(codes_per_level, table, weights, prefix, position, cache):
+    token = vocabulary.Vocabulary(codes_per_level).last_token(prefix)
+    fed = cache['tokens'][0].at[:, :, position].set(token)
     context = (fed * weights[None, None]).sum(-1) % 97
     users = jnp.arange(table.shape[0])[:, None]
-    return table[users, context, max(level, 0)], {'tokens': fed[None]}
+    level = prefix.shape[-1] % len(codes_per_level)
+    return table[users, context, level], {'tokens': fed[None]}
 
   def log_probs(self, user, session):
     """Log-probability of a session, item by item. [M][L]"""
@@ -94,7 +96,7 @@ def ranking(toy, user, sessions):
 )
 def _run(table, weights, cache, trie, exclude_codes, **settings):
   return beam_search.search(
-    functools.partial(Toy.step, table, weights),
+    functools.partial(Toy.step, settings['codes_per_level'], table, weights),
     cache,
     trie=trie,
     exclude_codes=exclude_codes,

@@ -116,9 +116,8 @@ def test_padding_before_the_prefix_changes_no_prediction(make_case):
     )
     log_probs, _ = model.apply(
       variables,
-      jnp.full((8, 1), vocabulary_lib.BOS),
+      jnp.zeros((8, 1, 0), jnp.int32),
       jnp.asarray(0),
-      0,
       model.init_cache(batch=8, beams=1, length=_L + 1),
       context,
       bias,
@@ -191,23 +190,25 @@ def test_all_masked_history_has_finite_loss_and_gradient(make_case):
 
 
 @pytest.mark.parametrize(
-  ('items', 'prefix', 'dense'), [(1, 0, True), (2, 0, False), (3, 2, False)]
+  ('items', 'prefix', 'dense', 'id_buckets'),
+  [(1, 0, True, 0), (2, 0, False, 64), (3, 2, False, 0), (3, 1, True, 64)],
 )
 def test_incremental_decoding_equals_teacher_forcing(
-  make_case, items, prefix, dense
+  make_case, items, prefix, dense, id_buckets
 ):
-  case = make_case(items=items, moe={'enabled': not dense})
+  case = make_case(
+    items=items, moe={'enabled': not dense}, id_buckets=id_buckets
+  )
   model, variables = case.model, {'params': case.params}
   target, bias = case.inputs[3], case.inputs[5]
   # Two beams: the target, and the target with other codes.
   beams = jnp.stack([target, (target + 1) % 5], axis=1)
 
-  @functools.partial(jax.jit, static_argnums=2)
-  def step(tokens, position, level, cache, context):
+  @jax.jit
+  def step(prefix, position, cache, context):
     return model.apply(
-      variables, tokens, position, level, cache, context, bias,
-      method='decode_step',
-    )  # fmt: skip
+      variables, prefix, position, cache, context, bias, method='decode_step'
+    )
 
   encoded = case.apply(case.params, *case.inputs[:3], method='encode')
   # Both beams begin with the same items, given as a prefix.
@@ -221,17 +222,13 @@ def test_incremental_decoding_equals_teacher_forcing(
     method='start_decoding',
   )
   cache = model.init_cache(batch=8, beams=2, length=(items - prefix) * (_L + 1))
-  tokens = model.vocabulary.tokens(beams)
   got = []
   for i in range(prefix, items):
-    fed = jnp.full((8, 2), vocabulary_lib.BOS)
     for j in range(_L + 1):
-      level = j if j < _L else -1
       position = jnp.asarray((i - prefix) * (_L + 1) + j)
-      log_probs, cache = step(fed, position, level, cache, context)
+      log_probs, cache = step(beams[:, :, i, :j], position, cache, context)
       if j < _L:
         got.append(log_probs)
-        fed = tokens[:, :, i, j]
   got = jnp.stack(got, axis=2).reshape(8, 2, items - prefix, _L, -1)
   everything = jnp.ones_like(case.inputs[4])  # decoding knows no padding
   for beam in range(2):

@@ -212,16 +212,13 @@ def test_decoding_step_by_step_equals_teacher_forcing(inputs, location):
       method='start_decoding',
     )  # fmt: skip
     cache = model.init_cache(batch=_ROWS, beams=1, length=_LEVELS + 1)
-    tokens = jnp.full((_ROWS, 1), vocabulary.BOS)
     found = []
     for level in range(_LEVELS):
       log_probs, cache = apply(
-        tokens, jnp.asarray(level), level, cache, context, bias,
+        targets[..., :level], jnp.asarray(level), cache, context, bias,
         method='decode_step',
       )  # fmt: skip
       found.append(log_probs)
-      offset = model.vocabulary.offsets[level]
-      tokens = targets[:, :, level] + offset
     return jnp.stack(found, axis=2)
 
   got = decode(params, users, catalogue, targets, bias)
@@ -229,6 +226,34 @@ def test_decoding_step_by_step_equals_teacher_forcing(inputs, location):
     np.testing.assert_allclose(
       got[:, :, level, :size], want[:, :, level, :size], rtol=2e-5, atol=2e-5
     )
+
+
+def test_items_of_the_pathways_are_read_with_their_whole_ids(inputs):
+  users, catalogue, _ = jax.tree.map(jnp.asarray, inputs)
+  model = _model(id_buckets=64)
+  params = parameters.materialize(onerec.abstract_params(model), seed=0)
+  bias = jnp.asarray(onerec.initial_router_bias(model.config))
+
+  def total(table):
+    encoded = model.apply(
+      {'params': {**params, 'id_embedding': table}},
+      encoder_input.of_batch(users, catalogue),
+      bias,
+      method='encode',
+    )
+    return jnp.sum(jnp.sin(encoded.states))
+
+  gradient = jax.jit(jax.grad(total))(params['id_embedding'])
+  context = users.context
+  items = np.concatenate(
+    [
+      np.asarray(events.items)[np.asarray(events.mask)]
+      for events in (context.short, context.positive, context.lifelong)
+    ]
+  )
+  read = vocabulary.id_bucket(catalogue.codes[np.unique(items)], 64)
+  got = np.flatnonzero(np.abs(np.asarray(gradient)).max(-1))
+  assert got.tolist() == np.unique(read).tolist()
 
 
 def test_sharded_model_equals_one_device(inputs):

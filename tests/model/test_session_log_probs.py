@@ -59,7 +59,8 @@ def _teacher_forced(case, codes, mask):
 
 @pytest.fixture(scope='module')
 def case(make_case):
-  return make_case(items=_ITEMS + _PREFIX)
+  # IDs are read as wholes too, where a session and its prefix are joined.
+  return make_case(items=_ITEMS + _PREFIX, id_buckets=64)
 
 
 def test_each_session_scores_as_in_teacher_forcing(case):
@@ -124,7 +125,7 @@ def test_scores_have_finite_gradients_for_masked_sessions(case):
 
 def test_scores_are_the_same_on_eight_devices(case, make_case):
   mesh = meshes.make_mesh(config_lib.MeshConfig(2, 2, 2))
-  sharded = make_case(items=_ITEMS + _PREFIX, mesh=mesh)
+  sharded = make_case(items=_ITEMS + _PREFIX, id_buckets=64, mesh=mesh)
   codes = _sessions(case, 8, _WIDTH, _ITEMS)
   np.testing.assert_allclose(
     _score(sharded, codes), _score(case, codes), rtol=2e-5, atol=2e-5
