@@ -58,7 +58,6 @@ def get_config(variant: str = 'beauty') -> ml_collections.ConfigDict:
   config.model.history_recency = True
   config.model.normalise_over = 'catalogue'
   config.model.code_init = 'codebook'
-  config.model.id_buckets = 2**15
   config.model.moe.num_experts = 8
   config.model.moe.expert_dim = 256
   config.model.scan_layers = False

@@ -6,6 +6,7 @@
 DIR is the unpacked KuaiRand-Pure folder (with data/ inside).  Three pathways:
 user features, the latest events of any kind, the latest positive ones;
 histories are too short for the lifelong one.  Towers: click, long view, like.
+Their logits are averaged with those of logistic regressions on what they read.
 Data, split and positives are those of onerec_v1_kuairand.py.
 
   python -m onerec_jax.main sweep \
@@ -109,6 +110,7 @@ def get_config(variant: str = 'full') -> ml_collections.ConfigDict:
   config.p_score_model.tower_dims = (64, 32)
   config.p_score_model.fusion_dims = (64, 32)
   config.p_score_model.dropout_rate = 0.3
+  config.p_score_model.linear_strengths = (0.03, 0.1, 0.3)
   config.p_score.batch_size = 512
   # Clicks are known for 8 % of the events: more steps overfit them.
   config.p_score.num_steps = 3000

@@ -78,6 +78,14 @@ def test_the_settings_that_are_broken_below_are_good(values):
     ({'p_score_model': {'held_out_share': 1.0}}, 'held_out_share=1.0'),
     ({'p_score_model': {'tower_dims': ()}}, 'must not be empty'),
     (
+      {'p_score_model': {'linear_strengths': (0.1, 0.01)}},
+      'must be positive and ascending',
+    ),
+    (
+      {'p_score_model': {'linear_strengths': (0.0, 0.1)}},
+      'must be positive and ascending',
+    ),
+    (
       {
         'p_score_model': {'search': 'hard'},
         'model': {'pathways': {'item_features': ()}},

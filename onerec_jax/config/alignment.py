@@ -106,6 +106,11 @@ class PScoreConfig:
   fusion_dims: tuple[int, ...] = (256, 64)
   stop_gradient_towers: bool = True  # into the fusion, as Pantheon
   dropout_rate: float = 0.1
+  # Inverse strengths of the L2 penalty, strongest first, of a logistic
+  # regression on what the towers read, which is fitted before they train and
+  # whose logits are averaged with theirs.  A fifth of the training users choose
+  # the strength.  (): towers alone.
+  linear_strengths: tuple[float, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -151,6 +151,12 @@ def p_score_problems(e: Experiment) -> Iterator[str]:
     )
   if not model.tower_dims or not model.fusion_dims:
     yield 'p_score_model.tower_dims and fusion_dims must not be empty.'
+  strengths = model.linear_strengths
+  if any(s <= 0 for s in strengths) or list(strengths) != sorted(strengths):
+    yield (
+      f'p_score_model.linear_strengths={strengths} must be positive and'
+      ' ascending, e.g. (0.03, 0.1, 0.3); () for no linear part.'
+    )
   if not 0 < model.held_out_share < 1:
     yield (
       f'p_score_model.held_out_share={model.held_out_share} must lie in (0, 1).'

@@ -1,4 +1,4 @@
-"""Logistic regression on impressions: the floor of the P-Score model.
+"""Logistic regression on impressions: floor and part of the P-Score model.
 
 Reads what the towers read, in the form a linear model can: ids one-hot, the
 history as shares.  `past_rates` adds counters.  Knows no order of events and
@@ -33,7 +33,12 @@ _FOLDS = 5
 _FOLD_STREAM = 0x666F6C64
 # Inverse strengths of the L2 penalty that are tried, strongest first.
 STRENGTHS = (0.01, 0.1, 1.0)
-_MAX_ITERATIONS = 150
+MAX_ITERATIONS = 400
+# On the largest gradient.  Fits begin where the last penalty's has ended, which
+# scikit-learn's 1e-4 takes for the end of the next as well.
+_TOLERANCE = 1e-5
+# A regression is fitted on at most so many training impressions.
+MAX_IMPRESSIONS = 1_000_000
 _CONTEXT_ROWS = 20_000  # impressions whose histories are in memory at once
 
 
@@ -195,6 +200,46 @@ class Design:
       sparse.vstack([self._rows(impressions.take(r)) for r in rows], 'csr')
     )
 
+  def tables(
+    self, coefficients: Float[np.ndarray, 'X F']
+  ) -> dict[str, Float[np.ndarray, 'X _']]:
+    """Returns what each id adds to the logit; names of model/linear_part.py.
+
+    All that is known of an item is one number.  Ids that occur nowhere add 0.
+
+    Args:
+      coefficients: of the features of `__call__`, in their order. [X, F]
+    """
+    contexts, left = self._contexts, coefficients
+
+    def take(width: int, rows: int) -> np.ndarray:
+      nonlocal left
+      taken, left = left[:, :width], left[:, width:]
+      return np.pad(taken, ((0, 0), (0, rows - width)))
+
+    items: Any = self._items
+    width = items.shape[1]
+    result = {'item': np.asarray(take(width, width) @ items.T)}
+    for u, size in enumerate(contexts.sizes.users):
+      result[f'user_{u}'] = take(size, size)
+      result[f'user_{u}'][:, 0] = 0  # unknown: `one_hot` has no 1 there
+    result['event'] = np.zeros((len(coefficients), len(self._codes)))
+    for level in self._codes.T:
+      width = int(level.max()) + 1
+      result['event'] += take(width, width)[:, level]
+    buckets = [f.buckets for f in contexts.pathways.event_features]
+    for f, edges in enumerate(contexts.features.edges):
+      result[f'number_{f}'] = take(len(edges) + 2, 1 + buckets[f])
+    width = contexts.pathways.age_buckets + 1
+    result['age'] = take(width, width)
+    width = len(contexts.pathways.labels)
+    result['happened'], result['logged'] = (
+      take(width, width),
+      take(width, width),
+    )
+    assert not left.size, left.shape
+    return {name: t.astype(np.float32) for name, t in result.items()}
+
   def _rows(
     self, impressions: impressions_lib.Impressions
   ) -> sparse.csr_matrix:
@@ -294,7 +339,7 @@ def predictions(
     train = train[known]
   positive = labels[known].astype(np.int64)
   model = linear_model.LogisticRegression(
-    max_iter=_MAX_ITERATIONS, warm_start=True
+    max_iter=MAX_ITERATIONS, tol=_TOLERANCE, warm_start=True
   )
   for strength in STRENGTHS:
     model.set_params(C=strength)

@@ -25,6 +25,7 @@ from onerec_jax.model import candidate_vectors
 from onerec_jax.model import event_embedding
 from onerec_jax.model import interest_search
 from onerec_jax.model import layers
+from onerec_jax.model import linear_part
 from onerec_jax.model import parameters
 from onerec_jax.model import towers as towers_lib
 from onerec_jax.ops import attention
@@ -114,8 +115,12 @@ class PScore(nn.Module):
   would like from one he would not: attention alone returns an average of the
   events, near to the item or not.
 
+  With linear_strengths, z becomes the mean of it and of what the fitted
+  `linear_part.LinearPart` says, except in training: each learns alone.
+
   Reference: technical report arXiv:2506.13695, section 2.3.1; SIM
-  arXiv:2006.05639; fusion arXiv:2505.13894 (Pantheon).
+  arXiv:2006.05639; fusion arXiv:2505.13894 (Pantheon); linear part
+  arXiv:1606.07792 (Wide & Deep).
   """
 
   config: config_lib.PScoreConfig
@@ -172,6 +177,10 @@ class PScore(nn.Module):
       (None, None),
       parameters.Initializer(stddev=0.0),
     )
+    if c.linear_strengths:
+      self.linear = linear_part.LinearPart(
+        len(c.towers), self.pathways, self.sizes
+      )
     self.event_norm = layers.RMSNorm(embed)
     self.target_norm = layers.RMSNorm(embed)
     self.search_attention = attention_modules.CrossAttention(
@@ -245,7 +254,8 @@ class PScore(nn.Module):
       user: dense user indices. [B]
       items: candidates, dense indices. [B, W]
       catalogue: codes and features of all items.
-      deterministic: False: dropout, needs rngs={'dropout': key}.
+      deterministic: False: training, with dropout, which needs
+        rngs={'dropout': key}, and without the linear part.
     """
     events = context.short
     if events is None:
@@ -320,7 +330,13 @@ class PScore(nn.Module):
       [hidden.reshape(*items.shape, -1), about, own, about * own], axis=-1
     )
     p, _ = self.fusion(shard(x), seeds[first_fusion:])
-    return PScoreLogits(p[..., 0] + biases[..., -1], towers + biases[..., :-1])
+    towers = towers + biases[..., :-1]
+    if self.config.linear_strengths and deterministic:
+      # It remembers the users that the towers train on: beside it these would
+      # find nothing left to learn.
+      linear = self.linear(context.features, events, items)
+      towers = (towers + linear) / 2
+    return PScoreLogits(p[..., 0] + biases[..., -1], towers)
 
 
 def _whole_width(width: int) -> int:

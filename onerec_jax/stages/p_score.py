@@ -20,10 +20,13 @@ from onerec_jax import workdir as workdir_lib
 from onerec_jax.data import batch_plan
 from onerec_jax.data import event_table
 from onerec_jax.data import impressions as impressions_lib
+from onerec_jax.data import linear_fit
+from onerec_jax.data import logistic_baseline
 from onerec_jax.data import rated_contexts
 from onerec_jax.model import p_score as model_lib
 from onerec_jax.model import parameters
 from onerec_jax.objectives import p_score as objective_lib
+from onerec_jax.semantic_ids import table
 from onerec_jax.stages import p_score_judgement
 from onerec_jax.stages import p_score_model
 from onerec_jax.stages import pretrain
@@ -71,6 +74,8 @@ def run(
   params = _starting_params(
     boxes, parts.train.labels, model_config, seed=experiment.seed
   )
+  if model_config.linear_strengths:
+    params = _with_linear_part(params, parts.train, ids, contexts, experiment)
   setup = training_setup.make_setup(
     stage=STAGE,
     experiment=experiment,
@@ -178,6 +183,35 @@ def _starting_params(
     bias = distributed.broadcast(bias)
     params = {**params, part: {**params[part], 'out_bias': bias}}
   return params
+
+
+def _with_linear_part(
+  params: Any,
+  train: impressions_lib.Impressions,
+  ids: table.SemanticIds,
+  contexts: rated_contexts.RatedContexts,
+  experiment: config_lib.Experiment,
+) -> Any:
+  """Returns starting values with the linear part fitted to the labels."""
+  model = experiment.p_score_model
+  train = train.take(
+    impressions_lib.evenly_spaced(
+      len(train.users), max_impressions=logistic_baseline.MAX_IMPRESSIONS
+    )
+  )
+  design = logistic_baseline.Design(contexts, ids.codes)
+  fits = linear_fit.fit(
+    design(train),
+    train.labels,
+    train.users,
+    strengths=model.linear_strengths,
+    seed=experiment.seed,
+  )
+  for tower, strength in zip(model.towers, fits.strengths, strict=True):
+    logging.info('linear part of %s: strength %g', tower.name, strength)
+  tables = design.tables(fits.coefficients)
+  tables['bias'] = fits.intercepts[:, None].astype(np.float32)
+  return {**params, 'linear': distributed.broadcast(tables)}
 
 
 def _valid_batches(

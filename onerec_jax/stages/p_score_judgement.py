@@ -25,9 +25,6 @@ from onerec_jax.stages import reward_quality
 
 # Held-out impressions that the final figures are taken over.
 _JUDGED_IMPRESSIONS = 100_000
-# Training impressions that the logistic regressions are fitted on, each tower's
-# among those where its label is known.
-_BASELINE_IMPRESSIONS = 1_000_000
 _FITS_AT_ONCE = 2  # threads; each may copy the features
 # Held-out users and items of whom all pairs are scored, to see how much of the
 # score is the user's own taste; items are scored in groups.
@@ -169,7 +166,7 @@ def _baselines(
   baselines' favour.
   """
   chosen = impressions_lib.evenly_spaced(
-    len(parts.train.users), max_impressions=_BASELINE_IMPRESSIONS
+    len(parts.train.users), max_impressions=logistic_baseline.MAX_IMPRESSIONS
   )
   train, judged = parts.train.take(chosen), parts.held_out.take(rows)
   design = logistic_baseline.Design(contexts, ids.codes)

@@ -15,6 +15,7 @@ from onerec_jax import batch as batch_lib
 from onerec_jax import config as config_lib
 from onerec_jax import meshes
 from onerec_jax import sharding
+from onerec_jax.model import linear_part
 from onerec_jax.model import p_score
 from onerec_jax.model import parameters
 
@@ -52,6 +53,37 @@ def test_a_fresh_model_predicts_its_biases(tiny):
   np.testing.assert_array_equal(
     tiny.logits_of(fresh, tiny.make_context()),
     np.broadcast_to([-2.0, 1.0, 3.0], (2, 3, 3)),
+  )
+
+
+def test_outside_training_the_towers_are_averaged_with_the_linear_part(
+  tiny, params
+):
+  context = tiny.make_context()
+  model = tiny.make_model(linear_strengths=(0.1,), dropout_rate=0.0)
+  rng = np.random.default_rng(3)
+  tables = {
+    name: rng.normal(size=box.value.shape).astype(np.float32)
+    for name, box in p_score.abstract_params(model)['linear'].items()
+  }
+  alone = tiny.logits_of(params, context)
+  both = {**params, 'linear': tables}
+  part = linear_part.LinearPart(2, model.pathways, tiny.SIZES)
+  linear = jax.jit(part.apply)(
+    {'params': tables}, context.features, context.short, tiny.ITEMS
+  )
+  got = tiny.logits_of(both, context, model=model)
+  np.testing.assert_allclose(
+    got[..., :2], (alone[..., :2] + linear) / 2, rtol=1e-5, atol=1e-6
+  )
+  # The score reads what the towers have learnt.
+  np.testing.assert_allclose(got[..., 2], alone[..., 2], rtol=1e-5, atol=1e-6)
+  train = jax.jit(functools.partial(model.apply, deterministic=False))
+  trained = train(
+    {'params': both}, context, tiny.USER, tiny.ITEMS, tiny.CATALOGUE
+  )
+  np.testing.assert_allclose(
+    trained.towers, alone[..., :2], rtol=1e-5, atol=1e-6
   )
 
 

@@ -236,6 +236,35 @@ def test_predictions_begin_at_the_mean_label_of_the_training(trained):
   )
 
 
+def test_the_linear_part_is_fitted_kept_and_used(tmp_path):
+  workdir, ids = _prepared(tmp_path)
+  short = dataclasses.replace(
+    _with_model(linear_strengths=(0.1, 1.0)),
+    p_score=dataclasses.replace(_EXPERIMENT.p_score, num_steps=2),
+  )
+  result = p_score.run(short, workdir)
+  mesh = meshes.make_mesh(config.MeshConfig())
+  restored = p_score_model.checkpoints.restore_for_evaluation(
+    workdir.folder('p_score'),
+    which='latest',
+    mesh=mesh,
+    ids_digest=ids.digest(),
+  )
+  # As fitted: the towers' zeros are what two steps have changed.
+  events = event_table.read(workdir.data)
+  parts = impressions.read(events, model=short.p_score_model, seed=short.seed)
+  contexts = p_score_model.make_contexts(short, workdir, events)
+  fitted = p_score._with_linear_part({}, parts.train, ids, contexts, short)
+  kept = restored.params['linear']
+  assert kept.keys() == fitted['linear'].keys()
+  for name, value in fitted['linear'].items():
+    np.testing.assert_allclose(kept[name], value, rtol=1e-6, atol=1e-8)
+  assert np.abs(kept['item']).max() > 0.1
+  # Towers of two steps know nothing yet.
+  for tower in result['towers']:
+    assert tower['held_out']['tower']['auc']['value'] > 0.6, tower['name']
+
+
 def test_an_interrupted_stage_ends_with_the_same_parameters(
   trained, tmp_path, monkeypatch
 ):
