@@ -118,7 +118,7 @@ class PScore(nn.Module):
   With linear_strengths, z becomes the mean of it and of what the fitted
   `linear_part.LinearPart` says, except in training: each learns alone.
 
-  Reference: technical report arXiv:2506.13695, section 2.3.1; SIM
+  Reference: technical report arXiv:2506.13695, section 2.4.1; SIM
   arXiv:2006.05639; fusion arXiv:2505.13894 (Pantheon); linear part
   arXiv:1606.07792 (Wide & Deep).
   """
