@@ -20,10 +20,10 @@ from jaxtyping import Int
 
 from onerec_jax import batch as batch_lib
 from onerec_jax import config as config_lib
+from onerec_jax.model import code_embedding
 from onerec_jax.model import decoder as decoder_module
 from onerec_jax.model import encoder_input
 from onerec_jax.model import history_encoder
-from onerec_jax.model import layers
 from onerec_jax.model import moe
 from onerec_jax.model import parameters
 from onerec_jax.model import pathway_encoder
@@ -85,8 +85,9 @@ class OneRec(nn.Module):
       ('vocab', 'embed'),
       parameters.Initializer(stddev=1.0),
     )
+    ids = recency = None
     if c.id_buckets:
-      self.id_embedding = parameters.declare(
+      ids = parameters.declare(
         self,
         'id_embedding',
         (c.id_buckets, c.embed_dim),
@@ -102,13 +103,21 @@ class OneRec(nn.Module):
         parameters.Initializer(stddev=c.embed_dim**-0.5),
       )
     if c.history_recency:
-      self.recency = parameters.declare(
+      recency = parameters.declare(
         self,
         'recency',
         (c.relative_max_distance, c.embed_dim),
         (None, 'embed'),
         parameters.Initializer(stddev=0.1),
       )
+    self.embed = code_embedding.CodeEmbedding(
+      tokens=self.embedding,
+      ids=ids,
+      recency=recency,
+      vocabulary=v,
+      dtype=c.compute_dtype,
+      mesh=self.mesh,
+    )
     if c.encoder == 'pathways':
       if self.sizes is None:
         raise ValueError("encoder='pathways' needs the sizes of the features.")
@@ -131,59 +140,6 @@ class OneRec(nn.Module):
     first = seeds[_ENDS : _ENDS + inner].reshape(c.encoder_layers, -1, *rest)
     second = seeds[_ENDS + inner :].reshape(c.decoder_layers, -1, *rest)
     return (seeds[:2], first), (seeds[2:_ENDS], second)
-
-  def _recency(self, mask: Bool[Array, 'B N']) -> Float[Array, 'B S D']:
-    """Returns the learned embedding of how many items ago a token was."""
-    last = self.config.relative_max_distance - 1
-    ago = jnp.sum(mask, axis=1, keepdims=True) - jnp.cumsum(mask, axis=1)
-    per_item = self.config.history_separator + self.vocabulary.levels
-    ago = jnp.repeat(jnp.clip(ago, 0, last), per_item, axis=1)
-    if self.vocabulary.user_buckets:
-      ago = jnp.pad(ago, ((0, 0), (1, 0)), constant_values=last)
-    return self.recency[ago].astype(self.config.compute_dtype)
-
-  def _embed_each(self, tokens: jax.Array) -> jax.Array:
-    return self.embedding[tokens].astype(self.config.compute_dtype)
-
-  def _embed(self, tokens: Int[Array, 'B T']) -> Float[Array, 'B T D']:
-    return layers.shard_batch(self._embed_each(tokens), self.mesh)
-
-  def _add_ids(
-    self,
-    x: Float[Array, 'B T D'],
-    codes: Int[Array, 'B N L'],
-    *,
-    before: int,
-    after: int,
-  ) -> Float[Array, 'B T D']:
-    """Adds the embedding of every whole ID to the state of its last code.
-
-    Args:
-      x: states, those of the N items at the end; before + 1 + after of each.
-      codes: of the items.
-      before: tokens of an item before its last code.
-      after: tokens of an item after it.
-    """
-    if not self.config.id_buckets:
-      return x
-    ids = self._whole_ids(codes)[:, :, None]
-    ids = jnp.pad(ids, ((0, 0), (0, 0), (before, after), (0, 0)))
-    ids = ids.reshape(x.shape[0], -1, x.shape[-1])
-    ahead = x.shape[1] - ids.shape[1]  # the user's token
-    return x + jnp.pad(ids, ((0, 0), (ahead, 0), (0, 0)))
-
-  def _whole_ids(self, codes: Int[Array, '*b L']) -> Float[Array, '*b D']:
-    bucket = vocabulary_lib.id_bucket(codes, self.config.id_buckets)
-    return self.id_embedding[bucket].astype(self.config.compute_dtype)
-
-  def _embed_sessions(
-    self, codes: Int[Array, 'B M L']
-  ) -> Float[Array, 'B M*(L+1) D']:
-    """Returns what the decoder reads of sessions: BOS, s^1, …, s^L of each."""
-    begin = jnp.full_like(codes[..., :1], vocabulary_lib.BOS)
-    tokens = jnp.concatenate([begin, self.vocabulary.tokens(codes)], axis=-1)
-    x = self._embed(tokens.reshape(codes.shape[0], -1))
-    return self._add_ids(x, codes, before=self.vocabulary.levels, after=0)
 
   def _decoder_bias(
     self, router_bias: Float[Array, 'layers E']
@@ -208,14 +164,11 @@ class OneRec(nn.Module):
       inputs.user,
       separator=self.config.history_separator,
     )
-    x = self._embed(tokens)
-    if self.config.history_recency:
-      x = x + self._recency(inputs.mask)
-    x = self._add_ids(
-      x,
+    x = self.embed.of_history(
+      tokens,
       inputs.codes,
-      before=self.vocabulary.levels - 1,
-      after=int(self.config.history_separator),
+      inputs.mask,
+      separator=self.config.history_separator,
     )
     assert isinstance(self.encoder, history_encoder.HistoryEncoder)
     return self.encoder(x, token_mask, seeds), None
@@ -235,9 +188,7 @@ class OneRec(nn.Module):
       )
 
     def item_vectors(items: jax.Array) -> jax.Array:
-      codes = catalogue.codes[items]
-      x = jnp.sum(self._embed_each(self.vocabulary.tokens(codes)), axis=-2)
-      return x + self._whole_ids(codes) if self.config.id_buckets else x
+      return self.embed.of_items(catalogue.codes[items])
 
     if pathway_encoder.has_experts(self.config):
       if router_bias is None:
@@ -305,7 +256,7 @@ class OneRec(nn.Module):
     batch, items, levels = target_codes.shape
     token_mask = jnp.repeat(target_mask, levels + 1, axis=1)
     x, stats = self.decoder(
-      self._embed_sessions(target_codes),
+      self.embed.of_sessions(target_codes),
       encoded,
       token_mask,
       self._decoder_bias(router_bias),
@@ -369,10 +320,10 @@ class OneRec(nn.Module):
     Reference: 2502.18965 eq. 4 and 10.
     """
     batch, width, items, levels = codes.shape
-    before = self._embed_sessions(prefix_codes)
+    before = self.embed.of_sessions(prefix_codes)
     before_mask = jnp.repeat(prefix_mask, levels + 1, axis=1)
     start, embed_dim = before.shape[1:]
-    own = self._embed_sessions(codes.reshape(batch, width * items, levels))
+    own = self.embed.of_sessions(codes.reshape(batch, width * items, levels))
     x = jnp.concatenate(
       [
         jnp.broadcast_to(before[:, None], (batch, width, start, embed_dim)),
@@ -419,7 +370,7 @@ class OneRec(nn.Module):
     token_mask = jnp.repeat(prefix_mask, self.vocabulary.levels + 1, axis=1)
     return self.decoder.start(
       encoded,
-      self._embed_sessions(prefix_codes),
+      self.embed.of_sessions(prefix_codes),
       token_mask,
       self._decoder_bias(router_bias),
     )
@@ -458,11 +409,8 @@ class OneRec(nn.Module):
       position.
     """
     level = prefix.shape[-1]
-    x = self._embed(self.vocabulary.last_token(prefix))
-    if level == self.vocabulary.levels and self.config.id_buckets:
-      x = x + self._whole_ids(prefix)
     x, cache = self.decoder.step(
-      x,
+      self.embed.after(prefix),
       jnp.asarray(position),
       cache,
       context,

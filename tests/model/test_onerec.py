@@ -131,22 +131,6 @@ def test_padding_before_the_prefix_changes_no_prediction(make_case):
   assert (plain != first_level(0, target[:, 1:])).any()
 
 
-def test_recency_marks_how_many_items_ago_a_token_was(make_case):
-  case = make_case(history_recency=True, relative_max_distance=3)
-  model = case.model
-  mask = jnp.asarray([[True] * 4, [True, True, False, False]])
-  per_item = _L + 1  # codes and SEP
-  got = model.apply({'params': case.params}, mask, method='_recency')
-  table = np.asarray(case.params['recency'])
-  # Items ago 3, 2, 1, 0, the last row standing for all beyond; the user first.
-  np.testing.assert_array_equal(got[0, 0], table[2])
-  for item, row in enumerate((2, 2, 1, 0)):
-    np.testing.assert_array_equal(got[0, 1 + item * per_item], table[row])
-  np.testing.assert_array_equal(got[1, 1], table[1])
-  np.testing.assert_array_equal(got[1, per_item], table[1])
-  np.testing.assert_array_equal(got[1, 1 + per_item], table[0])
-
-
 def test_history_tokens_by_hand():
   vocabulary = vocabulary_lib.Vocabulary((5, 7, 6), 10)
   codes = jnp.asarray([[[4, 6, 0], [1, 1, 1]]], jnp.int32)

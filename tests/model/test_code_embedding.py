@@ -1,10 +1,11 @@
-"""Embeddings of whole IDs: which are read, and that decoding reads the same."""
+"""What is read of tokens beside their codes: recency and whole IDs."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from onerec_jax.model import code_embedding
 from onerec_jax.semantic_ids import vocabulary
 
 _BUCKETS = 512
@@ -17,6 +18,30 @@ def case(make_case):
 
 def _ids(codes):
   return set(vocabulary.id_bucket(jnp.asarray(codes), _BUCKETS).tolist())
+
+
+def test_recency_marks_how_many_items_ago_a_token_was():
+  layout = vocabulary.Vocabulary((5, 7, 6), user_buckets=10)
+  table = np.arange(6, dtype=np.float32).reshape(3, 2)
+  embed = code_embedding.CodeEmbedding(
+    tokens=jnp.zeros((layout.size, 2)), ids=None, recency=jnp.asarray(table),
+    vocabulary=layout, dtype='float32', mesh=None,
+  )  # fmt: skip
+  mask = jnp.asarray([[True] * 4, [True, True, False, False]])
+  per_item = 3 + 1  # codes and SEP
+  got = embed.of_history(
+    jnp.zeros((2, 1 + 4 * per_item), jnp.int32),
+    jnp.zeros((2, 4, 3), jnp.int32),
+    mask,
+    separator=True,
+  )
+  # Items ago 3, 2, 1, 0, the last row standing for all beyond; the user first.
+  np.testing.assert_array_equal(got[0, 0], table[2])
+  for item, row in enumerate((2, 2, 1, 0)):
+    np.testing.assert_array_equal(got[0, 1 + item * per_item], table[row])
+  np.testing.assert_array_equal(got[1, 1], table[1])
+  np.testing.assert_array_equal(got[1, per_item], table[1])
+  np.testing.assert_array_equal(got[1, 1 + per_item], table[0])
 
 
 def test_exactly_the_ids_that_are_read_get_a_gradient(case):
