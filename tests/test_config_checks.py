@@ -44,6 +44,7 @@ def test_the_settings_that_are_broken_below_are_good(values):
     ({'evaluate': {'parameter_dtype': 'float16'}}, "'bfloat16'"),
     ({'model': {'history_recency': True}}, 'history_recency=True'),
     ({'model': {'user_buckets': 5}}, 'user_buckets=5'),
+    ({'model': {'id_buckets': -1}}, 'id_buckets=-1 must be at least 0'),
     (
       {'model': {'pathways': {'event_features': ({'column': ''},)}}},
       r'event_features\[0\]\.column is empty',

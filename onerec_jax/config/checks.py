@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from onerec_jax.config import alignment_checks
 from onerec_jax.config.experiment import STAGES
 from onerec_jax.config.experiment import Experiment
+from onerec_jax.config.model import ModelConfig
 from onerec_jax.config.training import TrainConfig
 
 
@@ -65,6 +66,7 @@ def _problems(experiment: Experiment) -> Iterator[str]:
   ):
     if not 0 <= rate < 1:
       yield f'{path}={rate} must lie in [0, 1).'
+  yield from _token_problems(e.model)
   yield from _catalogue_problems(e)
   yield from _train_problems('pretrain', e.pretrain, e.data.history_length)
   if 'reward' in e.stages:
@@ -110,6 +112,14 @@ def _problems(experiment: Experiment) -> Iterator[str]:
     if part.kind == 'array' and not part.path:
       yield f"embed.parts[{i}].kind='array' needs embed.parts[{i}].path."
   yield from _mesh_problems(e)
+
+
+def _token_problems(model: ModelConfig) -> Iterator[str]:
+  for name in ('user_buckets', 'id_buckets'):
+    if getattr(model, name) < 0:
+      yield (
+        f'model.{name}={getattr(model, name)} must be at least 0; 0 is none.'
+      )
 
 
 def _catalogue_problems(e: Experiment) -> Iterator[str]:
@@ -274,7 +284,6 @@ def _pathways_problems(e: Experiment) -> Iterator[str]:
   for path, value, default in (
     ('history_recency', model.history_recency, False),
     ('user_buckets', model.user_buckets, 0),
-    ('id_buckets', model.id_buckets, 0),
   ):
     if value != default:
       yield (
