@@ -18,7 +18,7 @@ def test_the_section_says_where_the_time_of_all_processes_went(tmp_path):
   seconds = {
     'train': 900.0, 'wait': 9.0, 'rollout': 0.0, 'compile': 30.0,
     'validate': 20.0, 'checkpoint': 4.0, 'start': 25.0, 'lost': 11.0,
-    'wall': 1000.0,
+    'wall': 1000.0, 'earlier': 300.0,
   }  # fmt: skip
   rows = _rows(tmp_path, goodput.figures(seconds))
   assert rows == {
