@@ -80,6 +80,12 @@ _BLOCKS: dict[str, Callable[[], str]] = {
   'tr_kuairand_pathways': lambda: sweep_tables.item_sweep(
     'onerec_tr_kuairand_pathways', 'KuaiRand-Pure, pathways and features'
   ),
+  'tr_kuairand_next_item': lambda: sweep_tables.next_item(
+    'onerec_tr_kuairand_pathways_next_item',
+    'KuaiRand-Pure, pathways and features, next item',
+    recipe='onerec_tr_kuairand.py:pathways_next_item',
+    slices=False,
+  ),
   'tr_kuairand_p_score': lambda: result_tables.p_score_model(
     'onerec_tr_kuairand_full', 'KuaiRand-Pure, P-Score model'
   ),
@@ -90,22 +96,34 @@ _BLOCKS: dict[str, Callable[[], str]] = {
     'onerec_tr_movielens', 'MovieLens-100K, before and after ECPO'
   ),
   'public_benchmark_beauty': lambda: sweep_tables.next_item(
-    'public_benchmark_beauty', 'Amazon Beauty 2014'
+    'public_benchmark_beauty',
+    'Amazon Beauty 2014',
+    recipe='public_benchmark.py:beauty',
   ),
   'public_benchmark_sports': lambda: sweep_tables.next_item(
-    'public_benchmark_sports', 'Amazon Sports and Outdoors 2014'
+    'public_benchmark_sports',
+    'Amazon Sports and Outdoors 2014',
+    recipe='public_benchmark.py:sports',
   ),
   'public_benchmark_small': lambda: sweep_tables.next_item(
-    'public_benchmark_small', 'Amazon Beauty 2014, few steps'
+    'public_benchmark_small',
+    'Amazon Beauty 2014, few steps',
+    recipe='public_benchmark.py:small',
   ),
   'ablation_codes': lambda: sweep_tables.next_item(
-    'benchmark_ablations_codes', 'Amazon Beauty 2014, semantic IDs'
+    'benchmark_ablations_codes',
+    'Amazon Beauty 2014, semantic IDs',
+    recipe='benchmark_ablations.py:codes',
   ),
   'ablation_vectors': lambda: sweep_tables.next_item(
-    'benchmark_ablations_vectors', 'Amazon Beauty 2014, item vectors'
+    'benchmark_ablations_vectors',
+    'Amazon Beauty 2014, item vectors',
+    recipe='benchmark_ablations.py:vectors',
   ),
   'ablation_experts': lambda: sweep_tables.next_item(
-    'benchmark_ablations_experts', 'Amazon Beauty 2014, experts'
+    'benchmark_ablations_experts',
+    'Amazon Beauty 2014, experts',
+    recipe='benchmark_ablations.py:experts',
   ),
   'sessions_kuairand': lambda: sweep_tables.sessions(
     'session_ablations_kuairand',

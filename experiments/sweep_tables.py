@@ -14,8 +14,16 @@ _HEADLINES = ('recall@10', 'ndcg@10')  # with their intervals
 _TOTALS = ('reward_mean', 'reward_max', 'true_reward_mean', 'true_reward_max')
 
 
-def next_item(name: str, title: str) -> str:
+def next_item(
+  name: str, title: str, *, recipe: str, slices: bool = True
+) -> str:
   """Returns a ranking sweep: floors, published rows, slices and budget.
+
+  Args:
+    name: of the kept figures.
+    title: of the table.
+    recipe: file and variant that made them.
+    slices: False: without the table of slices.
 
   Raises:
     ValueError: it has no floors.
@@ -25,7 +33,6 @@ def next_item(name: str, title: str) -> str:
     return f'**{title}**: {result_tables.NOT_MEASURED}.'
   sweep = run['sweep']
   floor = next_item_rows.best_floor(sweep)
-  recipe = name.rpartition('_')
   return '\n'.join(
     [
       f'**{title}.** {next_item_rows.subtitle(sweep)}. Intervals: 95 % over'
@@ -33,8 +40,7 @@ def next_item(name: str, title: str) -> str:
       '',
       _ranking(sweep),
       '',
-      _slices(sweep, floor),
-      '',
+      *((_slices(sweep, floor), '') if slices else ()),
       _budget(sweep),
       '',
       *(
@@ -42,8 +48,7 @@ def next_item(name: str, title: str) -> str:
         for claim in next_item_rows.claims(sweep)
       ),
       '',
-      f'{_origin(run)} `experiments/{recipe[0]}.py:{recipe[2]}`, commit'
-      f' {run["commit"]}.',
+      f'{_origin(run)} `experiments/{recipe}`, commit {run["commit"]}.',
     ]
   )
 

@@ -1,6 +1,5 @@
 """Markdown of rankings and session sweeps, from a kept file written by hand."""
 
-import functools
 import json
 import pathlib
 
@@ -26,8 +25,13 @@ def _save(run):
   path.write_text(json.dumps(run))
 
 
-def _table():
-  return sweep_tables.next_item('public_benchmark_beauty', 'Beauty')
+def _table(*, slices=True):
+  return sweep_tables.next_item(
+    'public_benchmark_beauty',
+    'Beauty',
+    recipe='public_benchmark.py:beauty',
+    slices=slices,
+  )
 
 
 def test_rows_floors_and_published_figures_stand_in_one_table(run):
@@ -63,6 +67,12 @@ def test_slices_and_budget_follow_with_what_nobody_was_asked(run):
   ) in text
   # Item-level models generate no IDs.
   assert '| 1.0 |  |  |' in text
+
+
+def test_slices_can_be_left_out(run):
+  short = _table(slices=False)
+  assert 'by slice' in _table() and 'by slice' not in short
+  assert '| budget of a seed |' in short
 
 
 def test_verdicts_and_where_it_came_from_end_the_block(run):
@@ -152,15 +162,11 @@ def test_sweeps_of_sessions_are_compared_with_the_base(monkeypatch):
 
 
 @pytest.mark.parametrize(
-  'table',
-  [
-    sweep_tables.next_item,
-    functools.partial(sweep_tables.sessions, recipe='a.py:b'),
-  ],
+  'table', [sweep_tables.next_item, sweep_tables.sessions]
 )
 def test_a_sweep_that_was_not_run_is_called_not_measured(monkeypatch, table):
   monkeypatch.setattr(measured_runs, 'read', lambda name: None)
-  assert table('any', 'x') == '**x**: not measured.'
+  assert table('any', 'x', recipe='a.py:b') == '**x**: not measured.'
 
 
 # --- Where it ran -----------------------------------------------------------
