@@ -46,7 +46,7 @@ types: $(VENV)/.dev
 pytest: $(VENV)/.dev
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
-results: $(VENV)/.runtime  ## rewrite the README's tables from the result files
+results: $(VENV)/.runtime  ## rewrite the tables of all pages from the result files
 	$(VENV)/bin/python -m experiments.results --write
 
 clean:

@@ -5,8 +5,8 @@
 
 Users with profiles, two pathways, one item per answer, a P-Score model and
 ECPO with the format reward.  Claim: ECPO with P-Score raises the true reward
-of generated items over the pre-trained model; the README has the figures.
-`:small` is a world for tests and smoke runs.
+of generated items over the pre-trained model; experiments/README.md has the
+figures.  `:small` is a world for tests and smoke runs.
 """
 
 import ml_collections

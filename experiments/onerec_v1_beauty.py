@@ -5,7 +5,7 @@
 
 DIR holds Beauty.sequences.txt (or S3-Rec's Beauty.txt) and, for item text,
 Beauty.items.jsonl.  Sized for a few CPU cores and well under an hour; the
-result and its training budget are in the README.
+quality of its IDs is in experiments/README.md.  onerec_amazon.py is stronger.
 """
 
 import ml_collections

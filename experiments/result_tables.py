@@ -1,4 +1,4 @@
-"""The Markdown tables of the README, from kept figures alone.
+"""Markdown tables of single runs, from kept figures alone.
 
 A run that was not made is called 'not measured', never guessed.
 """

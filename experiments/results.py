@@ -1,4 +1,4 @@
-"""The README's tables, re-derived from committed result files.
+"""The tables of all pages, re-derived from committed result files.
 
   python -m experiments.results                 check that the pages are true
   python -m experiments.results --write         rewrite their tables
@@ -15,6 +15,7 @@ import re
 import sys
 from collections.abc import Callable
 
+from experiments import headlines
 from experiments import measured_runs
 from experiments import result_tables
 from experiments import sweep_tables
@@ -22,9 +23,13 @@ from experiments.benchmarks import summary
 from onerec_jax.aot import table as aot_table
 
 _ROOT = pathlib.Path(__file__).parent.parent
-_PAGES = ('README.md', 'experiments/benchmarks/README.md', 'tpu/README.md')
+_PAGES = (
+  'README.md', 'experiments/README.md', 'experiments/benchmarks/README.md',
+  'tpu/README.md',
+)  # fmt: skip
 
 _BLOCKS: dict[str, Callable[[], str]] = {
+  'headlines': headlines.table,
   'quickstart': lambda: result_tables.ranking(
     'quickstart', 'MovieLens-100K, `make quickstart`'
   ),
@@ -40,6 +45,16 @@ _BLOCKS: dict[str, Callable[[], str]] = {
     'sasrec_beauty',
     'Amazon Beauty 2014, SASRec with full softmax',
     recipe='sasrec_amazon.py:beauty',
+  ),
+  'sports': lambda: result_tables.ranking(
+    'onerec_amazon_sports',
+    'Amazon Sports and Outdoors 2014',
+    recipe='onerec_amazon.py:sports',
+  ),
+  'sasrec_sports': lambda: result_tables.ranking(
+    'sasrec_sports',
+    'Amazon Sports and Outdoors 2014, SASRec with full softmax',
+    recipe='sasrec_amazon.py:sports',
   ),
   'kuairand': lambda: result_tables.ranking(
     'onerec_v1_kuairand', 'KuaiRand-Pure'
@@ -76,6 +91,24 @@ _BLOCKS: dict[str, Callable[[], str]] = {
   ),
   'tr_format': lambda: sweep_tables.item_sweep(
     'tr_ablations_format', 'Simulated world, format reward'
+  ),
+  'tr_group_size': lambda: sweep_tables.item_sweep(
+    'tr_ablations_group_size', 'Simulated world, size of the group'
+  ),
+  'tr_rollouts': lambda: sweep_tables.item_sweep(
+    'tr_ablations_rollouts', 'Simulated world, beam against sampling'
+  ),
+  'tr_generator': lambda: sweep_tables.item_sweep(
+    'tr_ablations_generator', 'Simulated world, on- against off-policy'
+  ),
+  'tr_pathways': lambda: sweep_tables.item_sweep(
+    'tr_ablations_pathways', 'Simulated world, pathways and features'
+  ),
+  'tr_codebook': lambda: sweep_tables.item_sweep(
+    'tr_ablations_codebook', 'Simulated world, size of the codebooks'
+  ),
+  'tr_item_input': lambda: sweep_tables.item_sweep(
+    'tr_ablations_item_input', 'Simulated world, semantic IDs against item ids'
   ),
   'tr_kuairand_pathways': lambda: sweep_tables.item_sweep(
     'onerec_tr_kuairand_pathways', 'KuaiRand-Pure, pathways and features'
@@ -137,7 +170,6 @@ _BLOCKS: dict[str, Callable[[], str]] = {
   ),
   'tokenizer': result_tables.tokenizer,
   'speed': summary.table,
-  'measured_speed': lambda: summary.table(measured_only=True),
   'aot': aot_table.of_recipes,
 }
 

@@ -1,4 +1,4 @@
-"""The README's Markdown tables of sweeps: a row for each trained variant.
+"""Markdown tables of sweeps: a row for each trained variant.
 
 From kept figures alone; a sweep that was not run is called 'not measured'.
 """
@@ -160,7 +160,7 @@ def table_1(name: str, title: str) -> str:
     for column in ('true_reward_mean', 'true_reward_max', 'swt_max', 'ltr_max'):
       if row['name'] != '+IPA' or column not in sweep['columns']:
         continue
-      lines.append(f'{column.replace("_", " ")} {_change(row, column)}')
+      lines.append(f'{column.replace("_", " ")} {change(row, column)}')
   users = sweep['rows'][0]['users']
   return '\n'.join(
     [
@@ -181,7 +181,7 @@ def table_1(name: str, title: str) -> str:
   )
 
 
-def _change(row: dict[str, Any], column: str) -> str:
+def change(row: Mapping[str, Any], column: str) -> str:
   """Returns the change of a row against the base, in percent of the base."""
   moved, own = row['difference'][column], row['figures'][column]['mean']
   before = own - moved['mean']
@@ -207,7 +207,7 @@ def item_sweep(name: str, title: str) -> str:
       [
         row['name'],
         *(f'{row["figures"][c]["mean"]:.4f}' for c in (*columns, *true)),
-        '' if row['name'] == sweep['base'] else _change(row, compared),
+        '' if row['name'] == sweep['base'] else change(row, compared),
         f'{100 * sum(legal) / len(legal):.1f} %',
       ]
     )
@@ -254,7 +254,7 @@ def sessions(name: str, title: str, *, recipe: str) -> str:
           f'{row["figures"][c]["mean"]:.3f} ± {row["figures"][c]["std"]:.3f}'
           for c in columns
         ),
-        '' if row['name'] == sweep['base'] else _change(row, headline),
+        '' if row['name'] == sweep['base'] else change(row, headline),
         f'{sum(legal) / len(legal):.1f} %',
       ]
     )

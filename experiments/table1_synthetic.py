@@ -9,8 +9,8 @@ one seed of the same, under 20 minutes on two CPU cores.  `:tuning` is what
 the settings were chosen by: three learning rates or weights λ for every row,
 judged on the validation users by the mean reward; `:ipa` tries what the tuning
 left out of IPA: more rounds, weight and beams.  Claim: IPA raises the
-true reward of generated sessions over the pre-trained model; the README has
-the measured table.
+true reward of generated sessions over the pre-trained model;
+experiments/README.md has the measured table.
 """
 
 import ml_collections

@@ -1,4 +1,4 @@
-"""README: what it names exists."""
+"""README and the page of results: what they name exists."""
 
 import ast
 import pathlib
@@ -36,18 +36,43 @@ def test_equation_table_was_found():
   assert len(_named_functions()) > 15
 
 
-@pytest.mark.parametrize(
-  'link', sorted(set(re.findall(r'\]\(((?!http|#)[^)]+)\)', _README)))
-)
-def test_relative_link_leads_somewhere(link):
+def _links() -> list[tuple[str, str]]:
+  return [
+    (page, link)
+    for page in ('README.md', 'experiments/README.md')
+    for link in sorted(
+      set(re.findall(r'\]\(((?!http)[^)]+)\)', (_ROOT / page).read_text()))
+    )
+  ]
+
+
+@pytest.mark.parametrize(('page', 'link'), _links())
+def test_relative_link_leads_somewhere(page, link):
   path, _, anchor = link.partition('#')
-  target = _ROOT / path
+  target = (_ROOT / page).parent / path if path else _ROOT / page
   assert target.exists()
   if anchor:
+    if target.is_dir():
+      target /= 'README.md'
     titles = re.findall(r'^#+ (.+)$', target.read_text(), re.M)
     assert anchor in {
       re.sub(r'[^\w -]', '', t).lower().replace(' ', '-') for t in titles
     }
+
+
+def test_every_recipe_is_on_the_page_of_results():
+  page = (_ROOT / 'experiments' / 'README.md').read_text()
+  listed = set()
+  for name in re.findall(r'`([\w{},]+)\.py', page):
+    first, _, rest = name.partition('{')
+    choices, _, end = rest.partition('}')
+    listed |= {f'{first}{c}{end}' for c in choices.split(',')}
+  recipes = {
+    path.stem
+    for path in (_ROOT / 'experiments').glob('*.py')
+    if '\ndef get_config(' in path.read_text()
+  }
+  assert recipes and recipes <= listed
 
 
 _TARGETS = set(re.findall(r'^make ([a-z-]+)|`make ([a-z-]+)`', _README, re.M))

@@ -1,9 +1,10 @@
-"""The tables of the README are those of the committed result files."""
+"""The tables of the pages are those of the committed result files."""
 
 import json
 
 import pytest
 
+from experiments import headlines
 from experiments import measured_runs
 from experiments import result_tables
 from experiments import results
@@ -76,6 +77,29 @@ def test_a_changed_figure_changes_the_table(monkeypatch, table, name, figure):
 def test_a_run_that_was_not_made_is_called_not_measured(monkeypatch, table):
   monkeypatch.setattr(measured_runs, 'read', lambda name: None)
   assert 'not measured' in table('any', 'x')
+
+
+def test_headlines_have_a_line_for_what_was_measured_only(monkeypatch):
+  assert 'Amazon Beauty: recall@10' in headlines.table()
+  monkeypatch.setattr(measured_runs, 'read', lambda name: None)
+  lines = headlines.table().splitlines()
+  assert all('Speed' in line for line in lines[2:])
+
+
+def test_a_headline_has_the_change_over_the_base(monkeypatch):
+  run = json.loads((measured_runs.FOLDER / 'tr_ablations_rl.json').read_text())
+  row = next(r for r in run['sweep']['rows'] if r['name'] == 'ECPO')
+  row['figures']['true_p_score_mean']['mean'] = 0.4
+  row['difference']['true_p_score_mean'] = {
+    'mean': 0.2, 'low': 0.1, 'high': 0.3
+  }  # fmt: skip
+  monkeypatch.setattr(
+    measured_runs, 'read', lambda n: run if n == 'tr_ablations_rl' else None
+  )
+  assert (
+    '| ECPO, simulated world: true P-Score of an item | **+100.0 % (+50.0 to'
+    ' +150.0)** | RSFT alone; 1 seed |'
+  ) in headlines.table()
 
 
 def test_nothing_that_is_kept_names_a_folder_or_a_title():

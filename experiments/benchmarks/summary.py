@@ -332,11 +332,9 @@ _SECTIONS: tuple[Callable[[], list[str]], ...] = (
 )  # fmt: skip
 
 
-def table(*, measured_only: bool = False) -> str:
-  """Returns the Markdown table of all benchmarks, or of those with a figure."""
+def table() -> str:
+  """Returns the Markdown table of all benchmarks."""
   rows = [row for section in _SECTIONS for row in section()]
-  if measured_only:
-    rows = [row for row in rows if summary_rows.NOT_MEASURED not in row]
   return '\n'.join(
     ['| what | target | measured | met |', '|---|---|---|---|', *rows]
   )

@@ -1,0 +1,151 @@
+"""The README's first table: a line for each main figure, from kept results.
+
+What was not measured has no line; the full tables are in experiments/README.md
+and experiments/benchmarks/README.md.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from experiments import measured_runs
+from experiments import result_tables
+from experiments import sweep_tables
+from experiments.benchmarks import harness
+from onerec_jax.stages import published
+
+# Kept OneRec, kept SASRec, name of the set in TIGER's table.
+_NEXT_ITEM = (
+  ('onerec_amazon_beauty', 'sasrec_beauty', 'Beauty'),
+  ('onerec_amazon_sports', 'sasrec_sports', 'Sports'),
+)
+# Kept sweep, row, column, what it says.
+_SWEEPS = (
+  (
+    'table1_synthetic_full', '+IPA', 'true_reward_mean',
+    'IPA, simulated world: true reward of a session',
+  ),
+  (
+    'table1_kuairand_small', '+IPA', 'swt_max',
+    'IPA, KuaiRand-Pure: predicted watch time, best of 8 sessions',
+  ),
+  (
+    'tr_ablations_rl', 'ECPO', 'true_p_score_mean',
+    'ECPO, simulated world: true P-Score of an item',
+  ),
+)  # fmt: skip
+# Kept benchmark, where its ratio stands, what ran, the peer.
+_SPEED = (
+  (
+    'train_epoch', ('speed_over_torch',),
+    'an epoch of Beauty', 'HuggingFace T5, PyTorch',
+  ),
+  (
+    'beam_search', ('ratios', 'torch_trie / ours_trie'),
+    'beam of 50 under the trie, batch 32', 'HuggingFace `generate`',
+  ),
+  (
+    'session_beam', ('ratio',),
+    'session beam of 128, 15 codes', 'beams tiled as HuggingFace does it',
+  ),
+)  # fmt: skip
+
+
+def table() -> str:
+  """Returns the table in Markdown."""
+  rows = [
+    *_next_item(),
+    *_sweeps(),
+    *_reinforced(),
+    *_aligned_items(),
+    *_speed(),
+  ]
+  return result_tables.markdown(['what', 'OneRec here', 'beside it'], rows)
+
+
+def _next_item() -> list[list[str]]:
+  rows = []
+  for ours, theirs, data in _NEXT_ITEM:
+    run, baseline = measured_runs.read(ours), measured_runs.read(theirs)
+    if run is None:
+      continue
+    evaluated = run['stages']['evaluate']
+    beside = []
+    if baseline is not None:
+      own = baseline['stages']['evaluate']['metrics']['onerec']
+      beside.append(f'SASRec with cross-entropy {_pair(own)}')
+    best = evaluated['best_floor']
+    beside.append(f'best counting floor {_pair(evaluated["metrics"][best])}')
+    tiger = published.NEXT_ITEM[f'{data}/TIGER']
+    beside.append(
+      f'TIGER as published {tiger["recall@10"]:.3f} / {tiger["ndcg@10"]:.3f}'
+    )
+    rows.append(
+      [
+        f'Next item, Amazon {data}: recall@10 / NDCG@10',
+        f'**{_pair(evaluated["metrics"]["onerec"])}**',
+        '; '.join(beside),
+      ]
+    )
+  return rows
+
+
+def _pair(figures: Mapping[str, Any]) -> str:
+  return ' / '.join(
+    f'{figures[m]["mean"]:.3f}' for m in ('recall@10', 'ndcg@10')
+  )
+
+
+def _sweeps() -> list[list[str]]:
+  rows = []
+  for name, wanted, column, what in _SWEEPS:
+    run = measured_runs.read(name)
+    if run is None:
+      continue
+    sweep = run['sweep']
+    row = next(r for r in sweep['rows'] if r['name'] == wanted)
+    seeds = len(sweep['seeds'])
+    rows.append(
+      [
+        what,
+        f'**{sweep_tables.change(row, column)}**',
+        f'{sweep["base"]}; {seeds} seed{"s" if seeds > 1 else ""}',
+      ]
+    )
+  return rows
+
+
+def _reinforced() -> list[list[str]]:
+  run = measured_runs.read('onerec_tr_kuairand_full')
+  if run is None:
+    return []
+  row = run['stages']['evaluate']['item_rewards']['methods']['onerec']
+  change = sweep_tables.change(row, 'p_score_mean')
+  what = 'ECPO, KuaiRand-Pure: predicted P-Score of an item'
+  return [[what, f'**{change}**', 'pre-trained; 1 seed']]
+
+
+def _aligned_items() -> list[list[str]]:
+  run = measured_runs.read('item_alignment_beauty')
+  if run is None:
+    return []
+  quality = run['stages']['embed']['alignment']['quality']
+  found = quality['aligned_over_unaligned']['test']
+  return [
+    [
+      'Item alignment, Amazon Beauty: hit@10 of nearest items',
+      f'**{found["ratio"]:.2f} ×** ({found["low"]:.2f} to {found["high"]:.2f})',
+      'the text vectors it starts from',
+    ]
+  ]
+
+
+def _speed() -> list[list[str]]:
+  rows = []
+  for name, path, what, peer in _SPEED:
+    entry: Any = harness.read(name)
+    for key in path:
+      entry = entry.get(key) or {}
+    if entry:
+      ratio = f'**{entry["cpu_ratio_median"]:.1f} ×**'
+      rows.append([f'Speed on a CPU: {what}', ratio, peer])
+  return rows
