@@ -10,6 +10,7 @@ results/, compilations in tpu/aot/.  A table stands between <!-- results:NAME
 """
 
 import argparse
+import functools
 import pathlib
 import re
 import sys
@@ -28,146 +29,151 @@ _PAGES = (
   'tpu/README.md',
 )  # fmt: skip
 
+# Sweeps with variants: what each asks.
+_REPORT = {
+  'rl': 'reinforcement learning',
+  'format': 'format reward',
+  'group_size': 'size of the group',
+  'rollouts': 'beam against sampling',
+  'generator': 'on- against off-policy',
+  'pathways': 'pathways and features',
+  'codebook': 'size of the codebooks',
+  'item_input': 'semantic IDs against item ids',
+}
+_NEXT_ITEM = {
+  ('public_benchmark', 'beauty'): 'Amazon Beauty 2014',
+  ('public_benchmark', 'sports'): 'Amazon Sports and Outdoors 2014',
+  ('public_benchmark', 'small'): 'Amazon Beauty 2014, few steps',
+  ('benchmark_ablations', 'codes'): 'Amazon Beauty 2014, semantic IDs',
+  ('benchmark_ablations', 'vectors'): 'Amazon Beauty 2014, item vectors',
+  ('benchmark_ablations', 'experts'): 'Amazon Beauty 2014, experts',
+}
+
+_of = functools.partial
 _BLOCKS: dict[str, Callable[[], str]] = {
   'headlines': headlines.table,
-  'quickstart': lambda: result_tables.ranking(
-    'quickstart', 'MovieLens-100K, `make quickstart`'
+  'quickstart': _of(
+    result_tables.ranking, 'quickstart', 'MovieLens-100K, `make quickstart`'
   ),
-  'beauty': lambda: result_tables.ranking(
+  'beauty': _of(
+    result_tables.ranking,
     'onerec_amazon_beauty',
     'Amazon Beauty 2014',
     recipe='onerec_amazon.py:beauty',
   ),
-  'beauty_slices': lambda: result_tables.slices(
-    'onerec_amazon_beauty', 'Amazon Beauty 2014'
+  'beauty_slices': _of(
+    result_tables.slices, 'onerec_amazon_beauty', 'Amazon Beauty 2014'
   ),
-  'sasrec_beauty': lambda: result_tables.ranking(
+  'sasrec_beauty': _of(
+    result_tables.ranking,
     'sasrec_beauty',
     'Amazon Beauty 2014, SASRec with full softmax',
     recipe='sasrec_amazon.py:beauty',
   ),
-  'sports': lambda: result_tables.ranking(
+  'sports': _of(
+    result_tables.ranking,
     'onerec_amazon_sports',
     'Amazon Sports and Outdoors 2014',
     recipe='onerec_amazon.py:sports',
   ),
-  'sasrec_sports': lambda: result_tables.ranking(
+  'sasrec_sports': _of(
+    result_tables.ranking,
     'sasrec_sports',
     'Amazon Sports and Outdoors 2014, SASRec with full softmax',
     recipe='sasrec_amazon.py:sports',
   ),
-  'kuairand': lambda: result_tables.ranking(
-    'onerec_v1_kuairand', 'KuaiRand-Pure'
+  'quickstart_sessions': _of(
+    result_tables.session_rewards,
+    'quickstart',
+    'MovieLens-100K, sessions before and after alignment',
   ),
-  'quickstart_sessions': lambda: result_tables.session_rewards(
-    'quickstart', 'MovieLens-100K, sessions before and after alignment'
+  'table1_synthetic': _of(
+    sweep_tables.table_1, 'table1_synthetic_full', 'Simulated world'
   ),
-  'table1_synthetic': lambda: sweep_tables.table_1(
-    'table1_synthetic_full', 'Simulated world'
+  'table1_kuairand': _of(
+    sweep_tables.table_1, 'table1_kuairand_small', 'KuaiRand-Pure, `:small`'
   ),
-  'table1_kuairand': lambda: sweep_tables.table_1(
-    'table1_kuairand_small', 'KuaiRand-Pure, `:small`'
-  ),
-  'ipa_share': lambda: sweep_tables.sessions(
+  'ipa_share': _of(
+    sweep_tables.sessions,
     'ipa_ablations_r_dpo',
     'Simulated world, share of samples with a pair',
     recipe='ipa_ablations.py:r_dpo',
   ),
-  'ipa_scale': lambda: sweep_tables.sessions(
+  'ipa_scale': _of(
+    sweep_tables.sessions,
     'ipa_ablations_scale',
     'Simulated world, model size',
     recipe='ipa_ablations.py:scale',
   ),
-  'ipa_settings': lambda: sweep_tables.sessions(
+  'ipa_settings': _of(
+    sweep_tables.sessions,
     'table1_synthetic_ipa',
     'Simulated world, IPA beyond the tuning',
     recipe='table1_synthetic.py:ipa',
   ),
-  'item_alignment': lambda: result_tables.item_alignment(
-    'item_alignment_beauty', 'Amazon Beauty 2014, item alignment'
+  'item_alignment': _of(
+    result_tables.item_alignment,
+    'item_alignment_beauty',
+    'Amazon Beauty 2014, item alignment',
   ),
-  'tr_rl': lambda: sweep_tables.item_sweep(
-    'tr_ablations_rl', 'Simulated world, reinforcement learning'
+  'tr_kuairand_pathways': _of(
+    sweep_tables.item_sweep,
+    'onerec_tr_kuairand_pathways',
+    'KuaiRand-Pure, pathways and features',
+    recipe='onerec_tr_kuairand.py:pathways',
   ),
-  'tr_format': lambda: sweep_tables.item_sweep(
-    'tr_ablations_format', 'Simulated world, format reward'
-  ),
-  'tr_group_size': lambda: sweep_tables.item_sweep(
-    'tr_ablations_group_size', 'Simulated world, size of the group'
-  ),
-  'tr_rollouts': lambda: sweep_tables.item_sweep(
-    'tr_ablations_rollouts', 'Simulated world, beam against sampling'
-  ),
-  'tr_generator': lambda: sweep_tables.item_sweep(
-    'tr_ablations_generator', 'Simulated world, on- against off-policy'
-  ),
-  'tr_pathways': lambda: sweep_tables.item_sweep(
-    'tr_ablations_pathways', 'Simulated world, pathways and features'
-  ),
-  'tr_codebook': lambda: sweep_tables.item_sweep(
-    'tr_ablations_codebook', 'Simulated world, size of the codebooks'
-  ),
-  'tr_item_input': lambda: sweep_tables.item_sweep(
-    'tr_ablations_item_input', 'Simulated world, semantic IDs against item ids'
-  ),
-  'tr_kuairand_pathways': lambda: sweep_tables.item_sweep(
-    'onerec_tr_kuairand_pathways', 'KuaiRand-Pure, pathways and features'
-  ),
-  'tr_kuairand_next_item': lambda: sweep_tables.next_item(
+  'tr_kuairand_next_item': _of(
+    sweep_tables.next_item,
     'onerec_tr_kuairand_pathways_next_item',
     'KuaiRand-Pure, pathways and features, next item',
     recipe='onerec_tr_kuairand.py:pathways_next_item',
     slices=False,
   ),
-  'tr_kuairand_p_score': lambda: result_tables.p_score_model(
-    'onerec_tr_kuairand_full', 'KuaiRand-Pure, P-Score model'
+  'tr_kuairand_p_score': _of(
+    result_tables.p_score_model,
+    'onerec_tr_kuairand_full',
+    'KuaiRand-Pure, P-Score model',
   ),
-  'tr_kuairand': lambda: result_tables.item_rewards(
-    'onerec_tr_kuairand_full', 'KuaiRand-Pure, before and after ECPO'
+  'tr_kuairand': _of(
+    result_tables.item_rewards,
+    'onerec_tr_kuairand_full',
+    'KuaiRand-Pure, before and after ECPO',
   ),
-  'tr_movielens': lambda: result_tables.item_rewards(
-    'onerec_tr_movielens', 'MovieLens-100K, before and after ECPO'
+  'tr_movielens': _of(
+    result_tables.item_rewards,
+    'onerec_tr_movielens',
+    'MovieLens-100K, before and after ECPO',
   ),
-  'public_benchmark_beauty': lambda: sweep_tables.next_item(
-    'public_benchmark_beauty',
-    'Amazon Beauty 2014',
-    recipe='public_benchmark.py:beauty',
-  ),
-  'public_benchmark_sports': lambda: sweep_tables.next_item(
-    'public_benchmark_sports',
-    'Amazon Sports and Outdoors 2014',
-    recipe='public_benchmark.py:sports',
-  ),
-  'public_benchmark_small': lambda: sweep_tables.next_item(
-    'public_benchmark_small',
-    'Amazon Beauty 2014, few steps',
-    recipe='public_benchmark.py:small',
-  ),
-  'ablation_codes': lambda: sweep_tables.next_item(
-    'benchmark_ablations_codes',
-    'Amazon Beauty 2014, semantic IDs',
-    recipe='benchmark_ablations.py:codes',
-  ),
-  'ablation_vectors': lambda: sweep_tables.next_item(
-    'benchmark_ablations_vectors',
-    'Amazon Beauty 2014, item vectors',
-    recipe='benchmark_ablations.py:vectors',
-  ),
-  'ablation_experts': lambda: sweep_tables.next_item(
-    'benchmark_ablations_experts',
-    'Amazon Beauty 2014, experts',
-    recipe='benchmark_ablations.py:experts',
-  ),
-  'sessions_kuairand': lambda: sweep_tables.sessions(
-    'session_ablations_kuairand',
-    'KuaiRand-Pure, length of the session',
-    recipe='session_ablations.py:kuairand',
-  ),
-  'sessions_movielens': lambda: sweep_tables.sessions(
-    'session_ablations_movielens',
-    'MovieLens-100K, length of the session',
-    recipe='session_ablations.py:movielens',
-  ),
+  **{
+    f'tr_{variant}': _of(
+      sweep_tables.item_sweep,
+      f'tr_ablations_{variant}',
+      f'Simulated world, {what}',
+      recipe=f'tr_ablations.py:{variant}',
+    )
+    for variant, what in _REPORT.items()
+  },
+  **{
+    f'{file}_{variant}': _of(
+      sweep_tables.next_item,
+      f'{file}_{variant}',
+      title,
+      recipe=f'{file}.py:{variant}',
+    )
+    for (file, variant), title in _NEXT_ITEM.items()
+  },
+  **{
+    f'sessions_{variant}': _of(
+      sweep_tables.sessions,
+      f'session_ablations_{variant}',
+      f'{data}, length of the session',
+      recipe=f'session_ablations.py:{variant}',
+    )
+    for variant, data in {
+      'kuairand': 'KuaiRand-Pure',
+      'movielens': 'MovieLens-100K',
+    }.items()
+  },
   'tokenizer': result_tables.tokenizer,
   'speed': summary.table,
   'aot': aot_table.of_recipes,

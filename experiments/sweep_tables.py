@@ -189,8 +189,14 @@ def change(row: Mapping[str, Any], column: str) -> str:
   return f'{share[0]:+.1f} % ({share[1]:+.1f} to {share[2]:+.1f})'
 
 
-def item_sweep(name: str, title: str) -> str:
-  """Returns a sweep whose rows are judged by their generated items."""
+def item_sweep(name: str, title: str, *, recipe: str) -> str:
+  """Returns a sweep whose rows are judged by their generated items.
+
+  Args:
+    name: of the kept figures.
+    title: in bold.
+    recipe: file and variant that made them.
+  """
   run = measured_runs.read(name)
   if run is None:
     return f'**{title}**: {result_tables.NOT_MEASURED}.'
@@ -224,7 +230,7 @@ def item_sweep(name: str, title: str) -> str:
       '',
       result_tables.markdown(header, rows),
       '',
-      f'{_origin(run)} Commit {run["commit"]}.',
+      f'{_origin(run)} `experiments/{recipe}`, commit {run["commit"]}.',
     ]
   )
 

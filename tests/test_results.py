@@ -1,5 +1,6 @@
 """The tables of the pages are those of the committed result files."""
 
+import functools
 import json
 
 import pytest
@@ -69,7 +70,7 @@ def test_a_changed_figure_changes_the_table(monkeypatch, table, name, figure):
     result_tables.ranking,
     result_tables.session_rewards,
     sweep_tables.table_1,
-    sweep_tables.item_sweep,
+    functools.partial(sweep_tables.item_sweep, recipe='a.py:b'),
     result_tables.p_score_model,
     result_tables.item_alignment,
   ],

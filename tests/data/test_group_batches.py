@@ -4,47 +4,9 @@ import numpy as np
 import pytest
 from etils import epath
 
-from onerec_jax import batch as batch_lib
-from onerec_jax.data import examples
 from onerec_jax.data import group_batches
 
 _G, _L = 3, 2
-
-
-class _Sessions:
-  """Endless stand-in for the batches of samples."""
-
-  def __init__(self):
-    self.number = 0
-
-  def __next__(self):
-    self.number += 1
-    return batch_lib.SessionBatch(*[np.array(self.number - 1)] * 7)
-
-  def get_state(self):
-    return {'next_index': self.number}
-
-  def set_state(self, state):
-    self.number = state['next_index']
-
-
-@pytest.fixture(scope='module')
-def store(tmp_path_factory):
-  """Four users; user u has positives 10 u, 10 u + 1, ... and u + 1 starts."""
-  path = tmp_path_factory.mktemp('groups') / 'train.arrayrecord'
-  records = [
-    examples.UserRecord(
-      user=u,
-      items=np.arange(10 * u, 10 * u + 6, dtype=np.int32),
-      positive=np.ones(6, bool),
-      timestamps=np.arange(6),
-      target_starts=np.arange(1, u + 2, dtype=np.int32),
-      target_lengths=np.full(u + 1, 2, np.int32),
-    )
-    for u in range(4)
-  ]
-  examples.write_examples(path, records)
-  return examples.ExampleStore(path)
 
 
 def _plan(store, rate=1.5):
@@ -71,10 +33,21 @@ def _groups(plan, steps):
   )
 
 
-def _batches(store, plan, *, multiple=2, **process):
-  return group_batches.GroupBatches(
-    _Sessions(), store, plan, history_length=4, multiple=multiple, **process
-  )
+@pytest.fixture
+def make_batches(store_of_four, numbered_batches):
+  """Function (plan, *, multiple=2, **process) -> GroupBatches."""
+
+  def make(plan, *, multiple=2, **process):
+    return group_batches.GroupBatches(
+      numbered_batches(),
+      store_of_four,
+      plan,
+      history_length=4,
+      multiple=multiple,
+      **process,
+    )
+
+  return make
 
 
 # --- The plan ---------------------------------------------------------------
@@ -114,11 +87,13 @@ def test_a_share_of_nothing_is_refused():
 # --- Batches ----------------------------------------------------------------
 
 
-def test_every_group_comes_at_its_step_with_its_own_user(store):
-  plan = _plan(store)
-  batches = _batches(store, plan)
+def test_every_group_comes_at_its_step_with_its_own_user(
+  store_of_four, make_batches
+):
+  plan = _plan(store_of_four)
+  batches = make_batches(plan)
   assert not batches.is_ready
-  row = store.index.example_rows()
+  row = store_of_four.index.example_rows()
   seen = []
   for step in range(8):
     if not batches.is_ready:
@@ -144,17 +119,19 @@ def test_every_group_comes_at_its_step_with_its_own_user(store):
   assert batches.next_step == 8
 
 
-def test_batches_go_on_from_their_state_in_the_middle_of_an_interval(store):
-  plan = _plan(store)
+def test_batches_go_on_from_their_state_in_the_middle_of_an_interval(
+  store_of_four, make_batches
+):
+  plan = _plan(store_of_four)
   steps = range(6)
-  whole = _batches(store, plan)
+  whole = make_batches(plan)
   whole.load(_groups(plan, steps), steps)
   expected = [next(whole) for _ in range(6)]
-  first = _batches(store, plan)
+  first = make_batches(plan)
   first.load(_groups(plan, steps), steps)
   for _ in range(2):
     next(first)
-  second = _batches(store, plan)
+  second = make_batches(plan)
   second.set_state(first.get_state())
   assert second.next_step == 2 and not second.is_ready
   second.load(_groups(plan, steps), steps)
@@ -164,11 +141,11 @@ def test_batches_go_on_from_their_state_in_the_middle_of_an_interval(store):
     np.testing.assert_array_equal(found.groups.rewards, batch.groups.rewards)
 
 
-def test_processes_hold_disjoint_parts_of_the_rows(store):
-  plan, steps = _plan(store, rate=4.0), range(1)
+def test_processes_hold_disjoint_parts_of_the_rows(store_of_four, make_batches):
+  plan, steps = _plan(store_of_four, rate=4.0), range(1)
 
   def ids(own_rows=np.arange):
-    batches = _batches(store, plan, multiple=4, own_rows=own_rows)
+    batches = make_batches(plan, multiple=4, own_rows=own_rows)
     batches.load(_groups(plan, steps), steps)
     return next(batches).groups.session.example_id
 
@@ -178,9 +155,11 @@ def test_processes_hold_disjoint_parts_of_the_rows(store):
   np.testing.assert_array_equal(np.concatenate(parts), ids())
 
 
-def test_groups_of_other_steps_or_settings_are_refused(store):
-  plan = _plan(store)
-  batches = _batches(store, plan)
+def test_groups_of_other_steps_or_settings_are_refused(
+  store_of_four, make_batches
+):
+  plan = _plan(store_of_four)
+  batches = make_batches(plan)
   with pytest.raises(ValueError, match='No groups are loaded for step 0'):
     next(batches)
   groups = _groups(plan, range(2))
@@ -188,9 +167,9 @@ def test_groups_of_other_steps_or_settings_are_refused(store):
     batches.load(groups, range(4))
 
 
-def test_a_batch_that_nobody_reads_needs_no_groups(store):
-  plan = _plan(store)
-  batches = _batches(store, plan)
+def test_a_batch_that_nobody_reads_needs_no_groups(store_of_four, make_batches):
+  plan = _plan(store_of_four)
+  batches = make_batches(plan)
   batches.load_filler(group_size=_G, levels=_L)
   groups = next(batches).groups
   assert groups.codes.shape == (2, _G, _L)

@@ -4,45 +4,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from onerec_jax import batch as batch_lib
-from onerec_jax.data import examples
 from onerec_jax.data import preference_pairs
-
-
-class _Sessions:
-  """Endless stand-in for the batches of samples."""
-
-  def __init__(self):
-    self.number = 0
-
-  def __next__(self):
-    self.number += 1
-    return batch_lib.SessionBatch(*[np.array(self.number - 1)] * 7)
-
-  def get_state(self):
-    return {'next_index': self.number}
-
-  def set_state(self, state):
-    self.number = state['next_index']
-
-
-@pytest.fixture(scope='module')
-def store(tmp_path_factory):
-  """Four users; user u has positives 10 u, 10 u + 1, ... and u + 1 starts."""
-  path = tmp_path_factory.mktemp('pairs') / 'train.arrayrecord'
-  records = [
-    examples.UserRecord(
-      user=u,
-      items=np.arange(10 * u, 10 * u + 6, dtype=np.int32),
-      positive=np.ones(6, bool),
-      timestamps=np.arange(6),
-      target_starts=np.arange(1, u + 2, dtype=np.int32),
-      target_lengths=np.full(u + 1, 2, np.int32),
-    )
-    for u in range(4)
-  ]
-  examples.write_examples(path, records)
-  return examples.ExampleStore(path)
 
 
 def _pairs(ids):
@@ -60,23 +22,31 @@ def _pairs(ids):
   )
 
 
-def _batches(store, pairs, *, num_steps=7, multiple=2, **process):
-  return preference_pairs.PreferenceBatches(
-    _Sessions(),
-    store,
-    pairs,
-    num_steps=num_steps,
-    history_length=4,
-    multiple=multiple,
-    key=(5,),
-    **process,
-  )
+@pytest.fixture
+def make_batches(store_of_four, numbered_batches):
+  """Function (pairs, *, num_steps=7, multiple=2, ...) -> PreferenceBatches."""
+
+  def make(pairs, *, num_steps=7, multiple=2, **process):
+    return preference_pairs.PreferenceBatches(
+      numbered_batches(),
+      store_of_four,
+      pairs,
+      num_steps=num_steps,
+      history_length=4,
+      multiple=multiple,
+      key=(5,),
+      **process,
+    )
+
+  return make
 
 
-def test_every_pair_comes_once_a_round_with_its_own_user(store):
-  ids = np.arange(store.index.num_examples)
-  batches = _batches(store, _pairs(ids), num_steps=4)
-  row = store.index.example_rows()
+def test_every_pair_comes_once_a_round_with_its_own_user(
+  store_of_four, make_batches
+):
+  ids = np.arange(store_of_four.index.num_examples)
+  batches = make_batches(_pairs(ids), num_steps=4)
+  row = store_of_four.index.example_rows()
   seen = []
   for _ in range(4):
     pairs = next(batches).pairs
@@ -92,27 +62,27 @@ def test_every_pair_comes_once_a_round_with_its_own_user(store):
   assert sorted(seen) == ids.tolist()
 
 
-def test_pairs_are_spread_evenly_and_rows_fit_the_mesh(store):
-  batches = _batches(store, _pairs(np.arange(10)), num_steps=4, multiple=2)
+def test_pairs_are_spread_evenly_and_rows_fit_the_mesh(make_batches):
+  batches = make_batches(_pairs(np.arange(10)), num_steps=4, multiple=2)
   counts = [next(batches).pairs.session.example_mask.sum() for _ in range(4)]
   assert sorted(counts) == [2, 2, 3, 3]  # 10 pairs, 4 steps
   assert batches.rows_per_step == 4  # the next multiple of 2 above 3
 
 
-def test_fewer_pairs_than_steps_leave_filler_rows(store):
-  batches = _batches(store, _pairs([3]), num_steps=5)
+def test_fewer_pairs_than_steps_leave_filler_rows(make_batches):
+  batches = make_batches(_pairs([3]), num_steps=5)
   counts = [next(batches).pairs.session.example_mask.sum() for _ in range(5)]
   assert counts == [1, 0, 0, 0, 0]
 
 
-def test_batches_go_on_from_their_state(store):
+def test_batches_go_on_from_their_state(make_batches):
   pairs = _pairs(np.arange(10))
-  whole = _batches(store, pairs)
+  whole = make_batches(pairs)
   expected = [next(whole) for _ in range(6)]
-  first = _batches(store, pairs)
+  first = make_batches(pairs)
   for _ in range(3):
     next(first)
-  second = _batches(store, pairs)
+  second = make_batches(pairs)
   second.set_state(first.get_state())
   for batch in expected[3:]:
     found = next(second)
@@ -120,13 +90,12 @@ def test_batches_go_on_from_their_state(store):
     np.testing.assert_array_equal(found.pairs.items, batch.pairs.items)
 
 
-def test_processes_hold_disjoint_parts_of_the_rows(store):
+def test_processes_hold_disjoint_parts_of_the_rows(make_batches):
   pairs = _pairs(np.arange(10))
-  whole = next(_batches(store, pairs, multiple=4)).pairs.session.example_id
+  whole = next(make_batches(pairs, multiple=4)).pairs.session.example_id
   parts = [
     next(
-      _batches(
-        store,
+      make_batches(
         pairs,
         multiple=4,
         own_rows=lambda size, p=p: np.split(np.arange(size), 2)[p],
@@ -145,8 +114,8 @@ def test_examples_are_chosen_without_repeats_and_by_key():
   assert len(preference_pairs.choose_examples(5, count=30, key=(1,))) == 5
 
 
-def test_rejected_sessions_are_of_other_users(store):
-  index = store.index
+def test_rejected_sessions_are_of_other_users(store_of_four):
+  index = store_of_four.index
   ids = np.repeat(np.arange(index.num_examples), 50)
   others = preference_pairs.other_examples(index, ids, count=3, key=(0,))
   row = index.example_rows()
