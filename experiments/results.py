@@ -18,6 +18,7 @@ from collections.abc import Callable
 
 from experiments import headlines
 from experiments import measured_runs
+from experiments import result_pictures
 from experiments import result_tables
 from experiments import sweep_tables
 from experiments.benchmarks import summary
@@ -215,6 +216,19 @@ def stale_pages(*, write: bool) -> list[str]:
   return stale
 
 
+def stale_pictures(*, write: bool) -> list[str]:
+  """Returns the pictures of other figures than those kept; may redraw them."""
+  stale = []
+  for name, make in result_pictures.PICTURES.items():
+    path, picture = measured_runs.FOLDER / name, make()
+    drawn = path.read_bytes() if path.exists() else b''
+    if picture.digest().encode() not in drawn:
+      stale.append(path.name)
+      if write:
+        path.write_bytes(picture.png())
+  return stale
+
+
 def main() -> None:
   """Command line."""
   parser = argparse.ArgumentParser(description=__doc__)
@@ -224,10 +238,11 @@ def main() -> None:
   if arguments.collect:
     print(f'wrote {measured_runs.collect(arguments.collect)}')
     return
-  stale = stale_pages(write=arguments.write)
+  write = arguments.write
+  stale = stale_pages(write=write) + stale_pictures(write=write)
   verb = 'rewrote' if arguments.write else 'out of date'
-  print('\n'.join(f'{verb}: {name}' for name in stale) or 'all tables are true')
-  sys.exit(bool(stale) and not arguments.write)
+  print('\n'.join(f'{verb}: {name}' for name in stale) or 'all is true')
+  sys.exit(bool(stale) and not write)
 
 
 if __name__ == '__main__':

@@ -181,12 +181,22 @@ def table_1(name: str, title: str) -> str:
   )
 
 
-def change(row: Mapping[str, Any], column: str) -> str:
-  """Returns the change of a row against the base, in percent of the base."""
+def shares(row: Mapping[str, Any], column: str) -> tuple[float, float, float]:
+  """Returns a row's change against the base, and its interval, over the base's.
+
+  Args:
+    row: with 'figures', and 'difference' to the base.
+    column: key of both.
+  """
   moved, own = row['difference'][column], row['figures'][column]['mean']
   before = own - moved['mean']
-  share = [100 * moved[k] / before for k in ('mean', 'low', 'high')]
-  return f'{share[0]:+.1f} % ({share[1]:+.1f} to {share[2]:+.1f})'
+  return moved['mean'] / before, moved['low'] / before, moved['high'] / before
+
+
+def change(row: Mapping[str, Any], column: str) -> str:
+  """Returns the change of a row against the base, in percent of the base."""
+  share, low, high = (100 * x for x in shares(row, column))
+  return f'{share:+.1f} % ({low:+.1f} to {high:+.1f})'
 
 
 def item_sweep(name: str, title: str, *, recipe: str) -> str:

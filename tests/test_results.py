@@ -7,6 +7,7 @@ import pytest
 
 from experiments import headlines
 from experiments import measured_runs
+from experiments import result_pictures
 from experiments import result_tables
 from experiments import results
 from experiments import sweep_tables
@@ -15,6 +16,30 @@ from experiments import sweep_tables
 def test_every_table_of_the_pages_equals_its_result_file():
   stale = results.stale_pages(write=False)
   assert not stale, f'run `make results` and look at the change of {stale}'
+
+
+def test_every_picture_was_drawn_from_the_kept_figures():
+  stale = results.stale_pictures(write=False)
+  assert not stale, f'run `make results` and look at {stale}'
+
+
+def test_a_picture_of_other_figures_is_found_and_drawn_anew(
+  monkeypatch, tmp_path
+):
+  for path in measured_runs.FOLDER.glob('*.json'):
+    (tmp_path / path.name).write_bytes(path.read_bytes())
+  monkeypatch.setattr(measured_runs, 'FOLDER', tmp_path)
+  names = list(result_pictures.PICTURES)
+  assert results.stale_pictures(write=True) == names
+  for name in names:
+    assert (tmp_path / name).read_bytes()[1:4] == b'PNG'
+  assert not results.stale_pictures(write=False)
+  path = tmp_path / 'sasrec_beauty.json'
+  run = json.loads(path.read_text())
+  run['stages']['evaluate']['metrics']['onerec']['recall@10']['mean'] += 0.001
+  path.write_text(json.dumps(run))
+  assert results.stale_pictures(write=True) == ['next_item.png']
+  assert not results.stale_pictures(write=False)
 
 
 def test_unknown_table_is_an_error():

@@ -73,11 +73,19 @@ def panels(
   return result, list(made.reshape(-1))
 
 
-def png(result: mpl_figure.Figure) -> bytes:
-  """Returns the picture as a PNG file."""
+def png(result: mpl_figure.Figure, *, source: str | None = None) -> bytes:
+  """Returns the picture as a PNG file.
+
+  Args:
+    result: the figure.
+    source: written into the file as it is, e.g. a digest of what was drawn.
+  """
   buffer = io.BytesIO()
   # No software version or date in the file: equal runs give equal pictures.
-  result.savefig(buffer, dpi=DPI, metadata={'Software': None})
+  metadata: dict[str, Any] = {'Software': None}
+  if source is not None:
+    metadata['Source'] = source
+  result.savefig(buffer, dpi=DPI, metadata=metadata)
   return buffer.getvalue()
 
 
