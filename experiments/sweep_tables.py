@@ -4,6 +4,7 @@ From kept figures alone; a sweep that was not run is called 'not measured'.
 """
 
 from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 from experiments import measured_runs
@@ -216,6 +217,7 @@ def item_sweep(name: str, title: str, *, recipe: str) -> str:
   columns = [f'p_score_{part}' for part in ('mean', *passes)]
   true = [c for c in (f'true_{c}' for c in columns) if c in sweep['columns']]
   compared = (true or columns)[0]
+  recalls = _validation_recalls(sweep['rows'])
   rows = []
   for row in sweep['rows']:
     legal = [x['free_items'] for x in row['legality']]
@@ -225,12 +227,14 @@ def item_sweep(name: str, title: str, *, recipe: str) -> str:
         *(f'{row["figures"][c]["mean"]:.4f}' for c in (*columns, *true)),
         '' if row['name'] == sweep['base'] else change(row, compared),
         f'{100 * sum(legal) / len(legal):.1f} %',
+        *([f'{recalls[row["name"]]:.3f}'] if recalls else ()),
       ]
     )
   header = [
     '', *(c.replace('_', ' ') for c in (*columns, *true)),
     f'{compared.replace("_", " ")} against {sweep["base"]} (95 %)',
     'legal, free decoding',
+    *(['recall@10 of the next item, validation'] if recalls else ()),
   ]  # fmt: skip
   users = sweep['rows'][0]['users']
   return '\n'.join(
@@ -243,6 +247,20 @@ def item_sweep(name: str, title: str, *, recipe: str) -> str:
       f'{_origin(run)} `experiments/{recipe}`, commit {run["commit"]}.',
     ]
   )
+
+
+def _validation_recalls(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+  """Returns the best recall in pre-training, where rows differ in it, else {}.
+
+  Mean over seeds.  Rows that only go on from the same model do not differ.
+  """
+  found = {}
+  for row in rows:
+    curves = [t['curve'] for t in row.get('training') or () if t and t['curve']]
+    if not curves:
+      return {}
+    found[row['name']] = sum(max(p[2] for p in c) for c in curves) / len(curves)
+  return found if len(set(found.values())) > 1 else {}
 
 
 def sessions(name: str, title: str, *, recipe: str) -> str:

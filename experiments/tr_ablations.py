@@ -105,6 +105,10 @@ def _rows(variant: str) -> tuple[dict[str, Any], ...]:
           model={'pathways': {'short_length': 0}},
         ),
         _row('all', stages=_BEFORE),
+        # Reinforced, a model can use what it knows of the user for more than
+        # to go on as the log does.
+        _row('positives only + ECPO', model={'pathways': none}),
+        _row('all + ECPO'),
       )
     case 'codebook':
       return tuple(
@@ -113,7 +117,8 @@ def _rows(variant: str) -> tuple[dict[str, Any], ...]:
           stages=_BEFORE,
           tokenizer={'codes_per_level': codes},
         )
-        for codes in (8, 16, 32)
+        # Four times as many as the report; 8 could not keep 400 items apart.
+        for codes in (16, 32, 64)
       )
     case 'item_input':
       return tuple(

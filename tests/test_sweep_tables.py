@@ -161,6 +161,53 @@ def test_sweeps_of_sessions_are_compared_with_the_base(monkeypatch):
   assert '`experiments/a.py:b`' in lines[-1]
 
 
+def _item_sweep(*curves):
+  figures = {'p_score_mean': {'mean': 0.5}, 'p_score_pass@1': {'mean': 0.6}}
+  moved = {'p_score_mean': {'mean': 0.1, 'low': 0.0, 'high': 0.2}}
+  rows = [
+    {
+      'name': f'row {n}',
+      'figures': figures,
+      'difference': moved,
+      'legality': [{'free_items': 0.9}],
+      'users': 500,
+      'training': [{'curve': curve}] if curve else [None],
+    }
+    for n, curve in enumerate(curves)
+  ]
+  return {
+    'config': {'evaluate': {'p_score': {'pass_at': [1]}}},
+    'machine': 'CPU',
+    'commit': 'abc1234',
+    'sweep': {
+      'rows': rows, 'seeds': [0], 'base': 'row 0', 'items_per_user': 32,
+      'columns': list(figures),
+    },
+  }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+  ('curves', 'cells'),
+  [
+    (([[1, 10, 0.4], [2, 20, 0.3]], [[1, 10, 0.2]]), ['0.400', '0.200']),
+    (([[1, 10, 0.4]], [[1, 10, 0.4]]), None),  # the same pre-trained model
+    (([[1, 10, 0.4]], None), None),
+  ],
+)
+def test_items_stand_beside_recall_where_rows_were_pre_trained_apart(
+  monkeypatch, curves, cells
+):
+  monkeypatch.setattr(measured_runs, 'read', lambda name: _item_sweep(*curves))
+  text = sweep_tables.item_sweep('any', 'x', recipe='a.py:b')
+  lines = [x for x in text.splitlines() if x.startswith('| row ')]
+  # 0.5 over a base of 0.4.
+  assert '+25.0 % (+0.0 to +50.0) | 90.0 %' in lines[1]
+  if cells is None:
+    assert 'recall@10' not in text and lines[0].endswith('| 90.0 % |')
+  else:
+    assert [x.split('|')[-2].strip() for x in lines] == cells
+
+
 @pytest.mark.parametrize(
   'table', [sweep_tables.next_item, sweep_tables.sessions]
 )
