@@ -12,6 +12,7 @@ from experiments import result_tables
 from onerec_jax.stages import report_next_item_rows as next_item_rows
 
 _HEADLINES = ('recall@10', 'ndcg@10')  # with their intervals
+_RECALL = 'recall@10 of the next item in pre-training, validation'
 _TOTALS = ('reward_mean', 'reward_max', 'true_reward_mean', 'true_reward_max')
 
 
@@ -234,7 +235,7 @@ def item_sweep(name: str, title: str, *, recipe: str) -> str:
     '', *(c.replace('_', ' ') for c in (*columns, *true)),
     f'{compared.replace("_", " ")} against {sweep["base"]} (95 %)',
     'legal, free decoding',
-    *(['recall@10 of the next item, validation'] if recalls else ()),
+    *([_RECALL] if recalls else ()),
   ]  # fmt: skip
   users = sweep['rows'][0]['users']
   return '\n'.join(

@@ -2,8 +2,8 @@
 
 COMMAND is a stage (prepare, embed, tokenize, pretrain, reward, align, evaluate,
 report), `run` for all stages the experiment lists, `sweep` for all rows of its
-table, `recommend`, `validate-data`, or `aot` (compile for a TPU slice without
-one).
+table, `recommend`, `export` (one program for serving), `validate-data`, or
+`aot` (compile for a TPU slice without one).
 Dispatch, stage book-keeping and error messages; no recommender logic.
 """
 
@@ -41,11 +41,12 @@ _USERS = flags.DEFINE_list(
 _HISTORY = flags.DEFINE_list(
   'history', None, 'recommend: item ids of one new user, oldest first.'
 )
-_TOP_K = flags.DEFINE_integer('top_k', 10, 'recommend: items per user.')
+_TOP_K = flags.DEFINE_integer('top_k', 10, 'recommend, export: items per user.')
 _OUTPUT = flags.DEFINE_string(
   'output',
   None,
-  'recommend: also write .parquet, .csv or .jsonl here; aot: a .json.',
+  'recommend: also write .parquet, .csv or .jsonl here; export: the folder to'
+  ' write; aot: a .json.',
 )
 _DISTRIBUTED = flags.DEFINE_enum(
   'distributed',
@@ -100,6 +101,7 @@ _COMMANDS = (
   'run',
   'sweep',
   'recommend',
+  'export',
   'validate-data',
   'aot',
 )
@@ -210,6 +212,11 @@ def _execute(
       top_k=_TOP_K.value,
       output=_OUTPUT.value,
     )
+    return
+  if command == 'export':
+    from onerec_jax.stages import export
+
+    export.run(experiment, workdir, top_k=_TOP_K.value, output=_OUTPUT.value)
     return
   if command == 'sweep':
     from onerec_jax.stages import sweep

@@ -15,6 +15,7 @@ _LEVELS = {
   'batch': 0,
   'workdir': 0,
   'accelerators': 0,
+  'exported': 0,
   'distributed': 0,
   'meshes': 0,
   'sharding': 0.5,  # puts arrays on meshes

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from onerec_jax import config
+from onerec_jax import exported
 from onerec_jax import metrics
 from onerec_jax import workdir as workdir_lib
 from onerec_jax.data import catalog
@@ -17,8 +18,10 @@ from onerec_jax.data import pipeline
 from onerec_jax.decoding import catalogue_ranking
 from onerec_jax.objectives import sequential as objective_lib
 from onerec_jax.stages import evaluate
+from onerec_jax.stages import export
 from onerec_jax.stages import prepare
 from onerec_jax.stages import pretrain
+from onerec_jax.stages import recommend
 from onerec_jax.stages import sequential
 from onerec_jax.stages import trained as trained_lib
 from onerec_jax.train import contract
@@ -125,6 +128,21 @@ def test_each_baseline_learns_in_the_same_loop(run, kind):
   assert len(losses) == _STEPS // 2
   assert losses[-1] < losses[0]
   assert result['final']['model_flops_per_second'] > 0
+
+
+@pytest.mark.parametrize('kind', ['sasrec', 'bert4rec', 'fdsa'])
+def test_an_exported_baseline_answers_as_recommend_does(run, kind, tmp_path):
+  experiment, workdir, _ = run(kind)
+  export.run(experiment, workdir, top_k=5, output=tmp_path)
+  history = catalog.item_ids(workdir.data).tolist()[3:6]
+  (answer,) = exported.load(tmp_path).recommend([history])
+  rows = recommend.run(
+    experiment, workdir, users=None, history=history, top_k=5, output=None
+  )
+  assert [a.item_id for a in answer] == [r['item_id'] for r in rows]
+  np.testing.assert_allclose(
+    [a.score for a in answer], [r['score'] for r in rows], rtol=1e-5
+  )
 
 
 @pytest.mark.parametrize('kind', ['sasrec', 'bert4rec', 'fdsa'])
