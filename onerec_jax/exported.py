@@ -214,7 +214,7 @@ def save(
   path = epath.Path(folder)
   path.mkdir(parents=True, exist_ok=True)
   (path / _MANIFEST).unlink(missing_ok=True)
-  (path / _PROGRAM).write_bytes(program.serialize())
+  (path / _PROGRAM).write_bytes(bytes(program.serialize()))
   with (path / _ARRAYS).open('wb') as file:
     np.savez(
       file,

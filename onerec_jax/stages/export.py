@@ -16,6 +16,7 @@ from absl import logging
 from onerec_jax import batch as batch_lib
 from onerec_jax import config
 from onerec_jax import exported
+from onerec_jax import meshes
 from onerec_jax import workdir as workdir_lib
 from onerec_jax.data import catalog
 from onerec_jax.decoding import catalogue_ranking
@@ -107,7 +108,10 @@ def _export(
 ) -> tuple[jax.export.Exported, list[np.ndarray]]:
   """Returns the program of one device, and the arrays it reads."""
   t = trained
-  model = t.model.clone(mesh=None)
+  # What the model does on a CPU can be lowered for all platforms; on a TPU it
+  # would take kernels that no other has.
+  mesh = meshes.make_mesh(config.MeshConfig(), jax.devices('cpu')[:1])
+  model = t.model.clone(mesh=mesh)
   function: Any
   state: tuple[Any, ...]
   if t.router_bias is None:

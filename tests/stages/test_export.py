@@ -8,11 +8,13 @@ import dataclasses
 import json
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 
 from onerec_jax import exported
 from onerec_jax.data import catalog
+from onerec_jax.model import attention
 from onerec_jax.stages import export
 from onerec_jax.stages import recommend
 from onerec_jax.stages import reinforce
@@ -174,6 +176,16 @@ def test_wrong_arguments_are_named(small_batches, tmp_path, changes, message):
   arguments = {'top_k': _TOP_K, 'output': tmp_path, **changes}
   with pytest.raises(ValueError, match=message):
     export.run(*small_batches, **arguments)
+
+
+def test_a_program_made_on_a_tpu_host_runs_elsewhere(
+  small_batches, tmp_path, items, recommender, monkeypatch
+):
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'tpu')
+  monkeypatch.setattr(attention, '_FUSED_FROM', 1)
+  export.run(*small_batches, top_k=_TOP_K, output=tmp_path)
+  again = exported.load(tmp_path).recommend([items[:3]])
+  assert again == recommender.recommend([items[:3]])
 
 
 def test_a_model_of_users_events_is_refused(
