@@ -8,7 +8,8 @@ One table: OneRec, SASRec with the loss that makes it strong and with the
 published one, TIGER as published, and all counting floors; next item of every
 user, whole catalogue ranked, three seeds, the published rows beside.  Claim,
 not measured yet: TIGER reaches its published figures, OneRec is above every
-other row (one seed on its own: above the floors, level with SASRec).  A killed
+other row (one seed on its own: level with SASRec; on Beauty above the floors,
+on Sports by recall alone).  A killed
 sweep goes on where it was; on another machine its folder rows/ is enough, 2 MB
 a row and seed, and only the row it was at begins anew.  A table is written
 after every seed.  Rows are the recipes {tiger,sasrec,onerec}_amazon.py, but for
