@@ -9,11 +9,10 @@ published one, TIGER as published, and all counting floors; next item of every
 user, whole catalogue ranked, three seeds, the published rows beside.  Claim,
 not measured yet: TIGER reaches its published figures, OneRec is above every
 other row (one seed on its own: level with SASRec; on Beauty above the floors,
-on Sports by recall alone).  A killed
-sweep goes on where it was; on another machine its folder rows/ is enough, 2 MB
-a row and seed, and only the row it was at begins anew.  A table is written
-after every seed.  Rows are the recipes {tiger,sasrec,onerec}_amazon.py, but for
-the steps.
+on Sports by recall alone).  A killed sweep goes on where it was; on another
+machine its folder rows/ is enough, 2 MB a row and seed, and only the row it was
+at begins anew.  A table is written after every seed.  Rows are the recipes
+{tiger,sasrec,onerec}_amazon.py, but for the steps.
 
 Variants: beauty, sports; `small`: Beauty, one seed and few steps, for two CPU
 cores; `tuning`: what SASRec's and OneRec's settings are to be chosen by, six

@@ -34,14 +34,14 @@ def run(
   top_k: int,
   output: str | os.PathLike[str] | None,
 ) -> exported.Manifest:
-  """Writes the model that the experiment ends with, compiled for no device yet.
+  """Writes the model that the experiment ends with, compiled when it is loaded.
 
   The program answers batches of evaluate.batch_size histories under
   evaluate.decoding, on one device of any of `exported.PLATFORMS`; parameters
   have evaluate.parameter_dtype.
 
   Args:
-    experiment: its evaluate and mesh count; the model is the trained one.
+    experiment: its evaluate counts; the model is the trained one.
     workdir: of a finished run.
     top_k: items of an answer.
     output: folder to write.
