@@ -226,13 +226,14 @@ def _groups(result: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
   is_true = report_session_rewards.is_true
   columns = result['columns']
   totals = [c for c in columns if sweep_rows.target_of(c) in sweep_rows.TOTALS]
+  predicted = 'Targets, as predicted'
+  if any(row.get('published') for row in result['rows']):
+    predicted += (
+      '; in grey the published figures, measured on other data by another model'
+    )
   groups = [
     ('All targets together', totals),
-    (
-      'Targets, as predicted; in grey the published figures, measured on other'
-      ' data by another model',
-      [c for c in columns if c not in totals and not is_true(c)],
-    ),
+    (predicted, [c for c in columns if c not in totals and not is_true(c)]),
     (
       'Targets, true expectations by the law of the simulated world',
       [c for c in columns if c not in totals and is_true(c)],

@@ -48,7 +48,7 @@ def test_the_page_is_well_formed_and_refers_to_nothing_outside(
   assert all(len(p['alt']) > 20 for p in page.pictures)
   for name in rows:
     assert name in page.text
-  assert 'paper: +IPA' in page.text
+  assert 'paper: +IPA' in page.text and 'in grey the published' in page.text
   assert '1,500 answers' in page.text
 
 
@@ -64,7 +64,8 @@ def test_a_small_sweep_without_truth_has_a_smaller_page(
     row['rounds'] = []
   page = page_of(sweep, tmp_path)
   assert page.open == []
-  for word in ('claims', 'true', 'Settings', 'Reward model', 'paper:'):
+  words = 'claims', 'true', 'Settings', 'Reward model', 'paper:', 'published'
+  for word in words:
     assert word not in page.text
   assert len(page.pictures) == 5
 
