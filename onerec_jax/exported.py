@@ -1,8 +1,8 @@
 """An exported recommender: one compiled program, its arrays, its item ids.
 
-Loading and asking needs JAX, NumPy and etils, no other part of this package
-and none of the libraries that trained the model.  `stages/export.py` writes the
-folder; its format is defined here alone.
+Loading and asking needs JAX, NumPy, etils and (for jax.export) flatbuffers, no
+other part of this package and none of the libraries that trained the model.
+`stages/export.py` writes the folder; its format is defined here alone.
 """
 
 import json
