@@ -171,6 +171,29 @@ def test_a_bad_setting_of_the_technical_report_says_what_to_set(
       {'reward_model': {'items_per_session': 3}},
       'reward_model.items_per_session=3',
     ),
+    (
+      {'pretrain': {'item_loss_weight': -1.0}},
+      'pretrain.item_loss_weight=-1.0 must be at least 0',
+    ),
+    (
+      {'align': {'item_loss_weight': 1.0}},
+      'align.item_loss_weight=1.0 is read by pretrain',
+    ),
+    (
+      {'evaluate': {'decoding': {'item_weight': -1.0}}},
+      'evaluate.decoding.item_weight=-1.0 must be at least 0',
+    ),
+    (
+      {'evaluate': {'decoding': {'item_weight': 1.0, 'num_items': 1}}},
+      'nothing trains',
+    ),
+    (
+      {
+        'pretrain': {'item_loss_weight': 1.0},
+        'preference': {'rollout': {'item_weight': 1.0}},
+      },
+      'preference.rollout.item_weight=1.0 ranks single items',
+    ),
   ],
 )
 def test_a_bad_setting_of_v1_says_what_to_set(changes, message):

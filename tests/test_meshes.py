@@ -75,7 +75,11 @@ _TR = dataclasses.replace(
   ),
 )
 _OVER_CATALOGUE = dataclasses.replace(
-  _V1, encoder_layers=1, decoder_layers=1, normalise_over='catalogue'
+  _V1,
+  encoder_layers=1,
+  decoder_layers=1,
+  normalise_over='catalogue',
+  id_buckets=16,
 )
 _MESHES: dict[str, tuple[config.MeshConfig, Callable[[Any], int] | None]] = {
   'data': (config.MeshConfig(), None),
@@ -156,7 +160,7 @@ def _catalogue():
   )
 
 
-def _pretrain(model):
+def _pretrain(model, item_weight=0.0):
   rng = np.random.default_rng(1)
   context = None
   if model.encoder == 'pathways':
@@ -174,7 +178,9 @@ def _pretrain(model):
   return _Stage(
     model,
     items,
-    lambda model: pretrain.make_objective(model, config.TrainConfig()),
+    lambda model: pretrain.make_objective(
+      model, config.TrainConfig(item_loss_weight=item_weight)
+    ),
     frozen,
     _sessions(2, history=3, targets=items, context=context),
   )
@@ -241,7 +247,7 @@ def _ecpo(model):
 
 _STAGES = {
   'v1': functools.partial(_pretrain, _V1),
-  'catalogue': functools.partial(_pretrain, _OVER_CATALOGUE),
+  'catalogue': functools.partial(_pretrain, _OVER_CATALOGUE, item_weight=0.5),
   'tr': functools.partial(_pretrain, _TR),
   'dpo': functools.partial(_dpo, _V1),
   'ecpo': functools.partial(_ecpo, _V1),

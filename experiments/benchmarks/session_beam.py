@@ -75,12 +75,12 @@ def make_ours(
     trie: prefix_trie.PrefixTrie,
     users: batch_lib.SessionBatch,
   ) -> tuple[jax.Array, jax.Array]:
-    step_fn, cache = recommend.start(
+    started = recommend.start(
       model, params, router_bias, catalogue, users, decoding=decoding
     )
     found = beam_search.search(
-      step_fn,
-      cache,
+      started.step_fn,
+      started.cache,
       trie=trie,
       codes_per_level=model.vocabulary.codes_per_level,
       num_beams=num_beams,

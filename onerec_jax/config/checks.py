@@ -68,6 +68,7 @@ def _problems(experiment: Experiment) -> Iterator[str]:
       yield f'{path}={rate} must lie in [0, 1).'
   yield from _token_problems(e.model)
   yield from _catalogue_problems(e)
+  yield from _item_score_problems(e)
   yield from _train_problems('pretrain', e.pretrain, e.data.history_length)
   if 'reward' in e.stages:
     yield from _train_problems('reward', e.reward, e.data.history_length)
@@ -138,6 +139,42 @@ def _catalogue_problems(e: Experiment) -> Iterator[str]:
       "model.normalise_over='catalogue' knows nothing of what is no item: set"
       " evaluate.decoding.constrain='trie', or model.normalise_over='codes'."
     )
+
+
+def _item_score_problems(e: Experiment) -> Iterator[str]:
+  """Problems of scores of whole items beside those of their codes."""
+  stages = {
+    name: getattr(e, name)
+    for name in ('pretrain', 'reward', 'align', 'p_score', 'reinforce')
+  }
+  for name, train in stages.items():
+    weight = train.item_loss_weight
+    if weight < 0:
+      yield f'{name}.item_loss_weight={weight} must be at least 0; 0 is none.'
+    elif weight and (name != 'pretrain' or e.architecture != 'onerec'):
+      yield (
+        f'{name}.item_loss_weight={weight} is read by pretrain of'
+        " architecture='onerec' only: set it to 0."
+      )
+  for path, decoding in (
+    ('evaluate.decoding', e.evaluate.decoding),
+    ('preference.rollout', e.preference.rollout),
+  ):
+    weight = decoding.item_weight
+    if weight < 0:
+      yield f'{path}.item_weight={weight} must be at least 0; 0 is none.'
+    if weight <= 0:
+      continue
+    if path != 'evaluate.decoding' or decoding.num_items > 1:
+      yield (
+        f'{path}.item_weight={weight} ranks single items that are evaluated,'
+        ' not sessions: set it to 0, or evaluate.decoding.num_items=1.'
+      )
+    if not e.pretrain.item_loss_weight:
+      yield (
+        f'{path}.item_weight={weight} reads scores that nothing trains: set'
+        ' pretrain.item_loss_weight above 0, or it to 0.'
+      )
 
 
 def _train_problems(

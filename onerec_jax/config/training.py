@@ -32,6 +32,12 @@ class TrainConfig:
   # (2502.18965, section 3.2; 2506.13695, section 2.3).  mean: averaged over
   # tokens.
   ntp_reduction: Literal['sum', 'mean'] = 'sum'
+  # > 0, pretrain of OneRec only: adds this times -log p(item) of every target,
+  # where p is over all items: the state that predicts an item's first code
+  # times the vector of the item, the sum of what the model reads of it.  Codes
+  # and whole items share all parameters (LIGER, Yang et al. 2024,
+  # arXiv:2411.18814, section 4).
+  item_loss_weight: float = 0.0
   # Exponential moving average of the parameters, used for evaluation; None:
   # off, else the decay per step in (0, 1).
   ema_decay: float | None = None
@@ -58,3 +64,6 @@ class DecodingConfig:
   constrain: Literal['none', 'trie'] = 'trie'
   exclude_history: bool = True  # seen items are not recommended again
   forbid_repeats: bool = True  # no item twice inside one session
+  # > 0: hypotheses are ranked by log p(codes) plus this times log p(item), as
+  # trained by `pretrain.item_loss_weight`; 0: by their codes alone.
+  item_weight: float = 0.0

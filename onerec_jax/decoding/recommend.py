@@ -25,6 +25,7 @@ from onerec_jax.decoding import beam_search
 from onerec_jax.decoding import constraints
 from onerec_jax.decoding import generation
 from onerec_jax.model import encoder_input
+from onerec_jax.model import onerec
 from onerec_jax.ops import history as history_ops
 from onerec_jax.semantic_ids import prefix_trie
 
@@ -37,7 +38,9 @@ class Recommendations(NamedTuple):
   """Ranked answers for B users: K items, from W generated sessions."""
 
   items: Int[Array, 'B K']  # dense items, best first, none twice; -1: no item
-  scores: Float[Array, 'B K']  # log-probability of the session it came from
+  # Log-probability of the session it came from; with decoding.item_weight
+  # above 0 plus the weighted score of the item.
+  scores: Float[Array, 'B K']
   valid: Bool[Array, 'B K']
   # The session that each hypothesis stands for: the first item of every ID
   # that is not excluded; -1: none.
@@ -80,7 +83,7 @@ def make_recommender(
     batch: batch_lib.SessionBatch,
     exclude_items: Int[Array, 'B X'] | None = None,
   ) -> Recommendations:
-    step_fn, cache = start(
+    started = start(
       model, params, router_bias, catalogue, batch, decoding=decoding
     )
     excluded = jnp.where(batch.history_mask, batch.history_items, -1)
@@ -93,8 +96,8 @@ def make_recommender(
     if constrained and decoding.exclude_history:
       exclude_codes = used_up_ids(trie, catalogue.codes, excluded)
     hypotheses = beam_search.search(
-      step_fn,
-      cache,
+      started.step_fn,
+      started.cache,
       trie=trie if constrained else None,
       codes_per_level=codes_per_level,
       num_beams=decoding.num_beams,
@@ -103,9 +106,26 @@ def make_recommender(
       forbid_repeats=decoding.forbid_repeats,
       normalise=model.config.normalise_over == 'catalogue',
     )
+    if decoding.item_weight:
+      scores = model.apply(
+        {'params': params},
+        hypotheses.codes[:, :, 0],
+        started.context,
+        router_bias,
+        method='item_scores',
+      )
+      hypotheses = add_scores(hypotheses, decoding.item_weight * scores)
     return rank_items(trie, hypotheses, excluded, top_k=top_k)
 
   return jax.jit(recommend)
+
+
+class Started(NamedTuple):
+  """Encoded users, before anything is generated."""
+
+  step_fn: generation.StepFunction
+  cache: generation.Cache  # empty, of one beam
+  context: onerec.Context  # what all steps share
 
 
 def start(
@@ -116,8 +136,8 @@ def start(
   batch: batch_lib.SessionBatch,
   *,
   decoding: config.DecodingConfig,
-) -> tuple[generation.StepFunction, generation.Cache]:
-  """Encodes the users once; returns a step function and an empty cache.
+) -> Started:
+  """Encodes the users once; returns what a search runs on.
 
   With decoding.continue_items = J, the last min(J, n - 1) of a user's n items
   become the beginning of the session; the encoder reads those before.
@@ -164,7 +184,28 @@ def start(
       prefix, position, cache, context, router_bias, method='decode_step'
     )
 
-  return step_fn, cache
+  return Started(step_fn, cache, context)
+
+
+def add_scores(
+  hypotheses: beam_search.BeamResult, scores: Float[Array, 'B W']
+) -> beam_search.BeamResult:
+  """Returns the hypotheses, best first by log-probability plus score.
+
+  Args:
+    hypotheses: in any order.
+    scores: finite where valid; others stay last.
+  """
+  total = jnp.where(hypotheses.valid, hypotheses.log_probs + scores, -jnp.inf)
+  best, order = lax.top_k(total, total.shape[1])
+  return hypotheses._replace(
+    codes=jnp.take_along_axis(
+      hypotheses.codes, order[:, :, None, None], axis=1
+    ),
+    log_probs=best,
+    leaves=jnp.take_along_axis(hypotheses.leaves, order[:, :, None], axis=1),
+    valid=jnp.take_along_axis(hypotheses.valid, order, axis=1),
+  )
 
 
 def exclusion_width(longest: int) -> int:

@@ -14,12 +14,28 @@ from jaxtyping import Float
 from jaxtyping import Int
 from jaxtyping import PRNGKeyArray
 
+# Scores held at once, per device (32 MiB), and bounds of the rows they are
+# cut into: short chunks stay in a CPU's cache, none may starve an accelerator.
+_SCORES_AT_ONCE = 1 << 23
+_MIN_CHUNK, _MAX_CHUNK = 64, 4096
+
 
 class ItemLoss(NamedTuple):
   """Loss and hit of every predicted position; zero and False where masked."""
 
   loss: Float[Array, ' P']  # nats
   hit: Bool[Array, ' P']  # no other item scores as high as the label
+
+
+def rows_at_once(num_items: int, *, devices: int) -> int:
+  """Returns the `chunk_size` of `softmax_loss` for a catalogue.
+
+  Args:
+    num_items: scored per position (I).
+    devices: that the rows of a chunk are split over.
+  """
+  rows = _SCORES_AT_ONCE // num_items
+  return devices * min(max(rows, _MIN_CHUNK), _MAX_CHUNK)
 
 
 def softmax_loss(

@@ -155,18 +155,27 @@ def train_flops(
   *,
   history_items: int,
   items_per_session: int,
+  scored_items: int = 0,
 ) -> float:
   """Returns FLOPs of one example's training step: 3 x forward.
 
   The backward pass takes two products per forward product; recomputation
   (remat) is not counted, as in the definition of MFU.
+
+  Args:
+    config: of the model.
+    vocabulary: of the model.
+    history_items: padded history length N, items.
+    items_per_session: m.
+    scored_items: whole items that every target is scored against; 0: none.
   """
-  return 3 * forward_flops(
+  forward = forward_flops(
     config,
     vocabulary,
     history_items=history_items,
     items_per_session=items_per_session,
   )
+  return 3 * (forward + 2 * items_per_session * config.embed_dim * scored_items)
 
 
 def score_flops(

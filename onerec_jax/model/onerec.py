@@ -44,6 +44,8 @@ class OneRecOutput(NamedTuple):
   """Teacher-forced predictions of a batch of sessions."""
 
   logits: Float[Array, 'B M L C']  # f32; MASK_VALUE beyond a level's codes
+  # What predicts the first code of every item, and the item as a whole.
+  starts: Float[Array, 'B M D']
   router: RouterStats  # load [layers, E] over real decoder tokens
 
 
@@ -270,7 +272,47 @@ class OneRec(nn.Module):
     logits = jnp.stack(
       [self._logits(x[:, :, level], level) for level in range(levels)], axis=2
     )
-    return OneRecOutput(logits, stats)
+    return OneRecOutput(logits, x[:, :, 0], stats)
+
+  def item_vectors(self, codes: Int[Array, '*b L']) -> Float[Array, '*b D']:
+    """Returns what items are scored with: `starts` · vector, up to a constant.
+
+    The sum of the embeddings of an item's codes and of its whole ID, if it has
+    one, scaled as tied heads are.
+    """
+    x = self.embed.of_items(codes)
+    return x * jnp.asarray(self.config.embed_dim**-0.5, x.dtype)
+
+  def item_scores(
+    self,
+    codes: Int[Array, 'B W L'],
+    context: Context,
+    router_bias: Float[Array, 'layers E'],
+  ) -> Float[Array, 'B W']:
+    """Returns log p(item) of W items per user, but for a constant per user.
+
+    p is over the whole catalogue, of the first item that is generated.
+
+    Args:
+      codes: the items'; those of no item count as zeros.
+      context: from `start_decoding`.
+      router_bias: frozen. [layers, E]
+    """
+    users = codes.shape[0]
+    begin = self.embed.after(jnp.zeros((users, 1, 0), codes.dtype))
+    start, _ = self.decoder.step(
+      begin,
+      jnp.zeros((), jnp.int32),
+      self.init_cache(batch=users, beams=1, length=1),
+      context,
+      self._decoder_bias(router_bias),
+    )
+    return jnp.einsum(
+      'bd,bwd->bw',
+      start[:, 0],
+      self.item_vectors(jnp.maximum(codes, 0)),
+      preferred_element_type=jnp.float32,
+    )
 
   def _logits(self, x: jax.Array, level: int) -> jax.Array:
     """Returns logits over the codes of `level`, padded to max_codes."""

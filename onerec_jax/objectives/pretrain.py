@@ -3,6 +3,7 @@
 Glue between model, loss and batch; all mathematics is in losses/ and ops/.
 """
 
+import functools
 from typing import Any
 from typing import NotRequired
 from typing import TypedDict
@@ -11,13 +12,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 from jaxtyping import Bool
+from jaxtyping import Float
 from jaxtyping import Int
 
 from onerec_jax import batch as batch_lib
 from onerec_jax import config
+from onerec_jax.losses import catalogue as catalogue_loss
 from onerec_jax.losses import likelihood
 from onerec_jax.losses import router
 from onerec_jax.model import encoder_input
+from onerec_jax.model import layers
 from onerec_jax.model import onerec
 from onerec_jax.objectives import base
 from onerec_jax.semantic_ids import prefix_trie
@@ -50,7 +54,10 @@ def make_objective(
     mean: the same sum over all tokens of the batch, divided by their number
 
   Examples with example_mask False and items with target_mask False carry no
-  loss and are not counted.  Metrics: 'token_loss' (nats per token, without
+  loss and are not counted.  With train.item_loss_weight w every target adds
+  -w log p(item), p over all items, to the sum of its tokens.  Metrics:
+  'item_loss' and 'accuracy/item' with such a weight (nats and share of the
+  targets that no other item outscores), 'token_loss' (nats per token, without
   smoothing weights of the reduction), 'accuracy/level_l', 'padding_share',
   'router/load' (share of the tokens per expert), 'router/drop_share' (of what
   was routed; 0 but with moe.exchange='all_to_all') and
@@ -59,7 +66,7 @@ def make_objective(
 
   Args:
     model: the model; its parameters are the objective's.
-    train: reduction, label smoothing.
+    train: reduction, label smoothing, weight of whole items.
   Reference: 2502.18965 eq. 4; Wang et al. 2024, arXiv:2408.15664, Alg. 1.
   """
   moe = model.config.moe
@@ -106,12 +113,21 @@ def make_objective(
       label_smoothing=train.label_smoothing,
     )
     token_loss = base.mean_of(tokens.loss, tokens.mask)
+    metrics = {'token_loss': token_loss}
+    losses = jnp.sum(tokens.loss, axis=-1)  # [B, M], zero where masked
+    if train.item_loss_weight:
+      items = _over_catalogue(
+        model, params, output.starts, frozen['catalogue'], batch, target_mask
+      )
+      losses += train.item_loss_weight * items.loss
+      metrics['item_loss'] = base.mean_of(items.loss, target_mask)
+      metrics['accuracy/item'] = base.mean_of(items.hit, target_mask)
     # An example without targets has nothing to learn from: not counted.
     counted = jnp.any(target_mask, axis=1)
-    loss = token_loss
     if train.ntp_reduction == 'sum':
-      loss = base.mean_of(jnp.sum(tokens.loss, axis=(1, 2)), counted)
-    metrics = {'token_loss': token_loss}
+      loss = base.mean_of(jnp.sum(losses, axis=1), counted)
+    else:
+      loss = batch_lib.Mean(jnp.sum(losses), token_loss.count)
     for level in range(len(codes_per_level)):
       metrics[f'accuracy/level_{level}'] = base.mean_of(
         tokens.correct[..., level], tokens.mask[..., level]
@@ -142,3 +158,31 @@ def make_objective(
     return base.LossOutput(loss, metrics, model_state, counts)
 
   return objective
+
+
+def _over_catalogue(
+  model: onerec.OneRec,
+  params: Any,
+  starts: Float[Array, 'B M D'],
+  catalogue: batch_lib.Catalogue,
+  batch: batch_lib.SessionBatch,
+  mask: Bool[Array, 'B M'],
+) -> catalogue_loss.ItemLoss:
+  """Returns cross-entropy and hit of every target over all items. [B, M]"""
+  table = model.apply(
+    {'params': params}, catalogue.codes, method='item_vectors'
+  )
+  assert isinstance(table, jax.Array)
+  num_items, width = table.shape
+  found = catalogue_loss.softmax_loss(
+    starts.reshape(-1, width),
+    table,
+    jnp.zeros(num_items, jnp.float32),
+    batch.target_items.reshape(-1),
+    mask.reshape(-1),
+    chunk_size=catalogue_loss.rows_at_once(
+      num_items, devices=1 if model.mesh is None else model.mesh.size
+    ),
+    spread=functools.partial(layers.shard_batch, mesh=model.mesh),
+  )
+  return catalogue_loss.ItemLoss(*(x.reshape(mask.shape) for x in found))

@@ -26,10 +26,6 @@ from onerec_jax.objectives import base
 # Share of the training sequences in which nothing but the last item is
 # hidden: BERT4Rec's published code adds one such copy to ten random ones.
 _LAST_ONLY_SHARE = 1 / 11
-# Scores held at once, per device (32 MiB), and bounds of the rows they are
-# cut into: short chunks stay in a CPU's cache, none may starve an accelerator.
-_SCORES_AT_ONCE = 1 << 23
-_MIN_CHUNK, _MAX_CHUNK = 64, 4096
 
 
 class Frozen(TypedDict):
@@ -288,14 +284,13 @@ def _over_catalogue(
 ) -> tuple[jax.Array, jax.Array]:
   """Returns cross-entropy and hit of the masked-in places. [B, T] each"""
   shards = 1 if model.mesh is None else model.mesh.size
-  rows = _SCORES_AT_ONCE // model.num_items
   result = catalogue.softmax_loss(
     output.states.reshape(-1, output.states.shape[-1]),
     output.table,
     output.bias,
     labels.reshape(-1),
     mask.reshape(-1),
-    chunk_size=shards * min(max(rows, _MIN_CHUNK), _MAX_CHUNK),
+    chunk_size=catalogue.rows_at_once(model.num_items, devices=shards),
     label_smoothing=label_smoothing,
     spread=functools.partial(layers.shard_batch, mesh=model.mesh),
   )

@@ -272,7 +272,11 @@ def _make_onerec(
     rank=lambda params, router_bias, batch, seen: (
       recommender(params, router_bias, catalogue, trie, batch, seen).items
     ),
-    flops=functools.partial(_train_flops, model),
+    flops=functools.partial(
+      _train_flops,
+      model,
+      scored_items=ids.num_items if experiment.pretrain.item_loss_weight else 0,
+    ),
     codebooks=_read_codebooks(experiment, workdir, model.vocabulary),
   )
 
@@ -330,7 +334,9 @@ def _make_baseline(
   )
 
 
-def _train_flops(model: onerec.OneRec, batch: batch_lib.SessionBatch) -> float:
+def _train_flops(
+  model: onerec.OneRec, batch: batch_lib.SessionBatch, *, scored_items: int
+) -> float:
   """Returns the model FLOPs of a training step on these rows."""
   rows, history_items = batch.history_items.shape
   return rows * flops.train_flops(
@@ -338,6 +344,7 @@ def _train_flops(model: onerec.OneRec, batch: batch_lib.SessionBatch) -> float:
     model.vocabulary,
     history_items=history_items,
     items_per_session=batch.target_items.shape[1],
+    scored_items=scored_items,
   )
 
 

@@ -70,6 +70,10 @@ def test_formula_by_hand(make_case):
   want = encoder + self_attention + cross + experts + head
   assert flops.forward_flops(config, vocabulary, **options) == want
   assert flops.train_flops(config, vocabulary, **options) == 3 * want
+  # Each of m = 1 targets against 25 whole items.
+  assert flops.train_flops(
+    config, vocabulary, **options, scored_items=25
+  ) == 3 * (want + 2 * 16 * 25)
 
 
 def _projected(make_case):

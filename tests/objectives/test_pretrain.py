@@ -14,6 +14,7 @@ from onerec_jax.model import parameters
 from onerec_jax.objectives import base
 from onerec_jax.objectives import pretrain
 from onerec_jax.semantic_ids import prefix_trie
+from onerec_jax.semantic_ids import vocabulary
 
 _NUM_ITEMS = 12
 
@@ -128,6 +129,68 @@ def test_mean_averages_tokens(setup, evaluate):
     losses[batch.target_mask].mean(),
     rtol=1e-5,
   )
+
+
+@pytest.mark.parametrize('reduction', ['sum', 'mean'])
+@pytest.mark.parametrize('buckets', [0, 50])
+def test_whole_items_add_their_cross_entropy_over_the_catalogue(
+  codes, make_model, reduction, buckets
+):
+  model = make_model(items=2, id_buckets=buckets)
+  params = parameters.materialize(onerec.abstract_params(model), seed=0)
+  catalogue = batch_lib.Catalogue(jnp.asarray(codes))
+  batch = _batch()
+  bias = jnp.asarray(onerec.initial_router_bias(model.config))
+
+  def run(weight, params, batch):
+    objective = pretrain.make_objective(
+      model,
+      config.TrainConfig(ntp_reduction=reduction, item_loss_weight=weight),
+    )
+    found = objective(params, bias, {'catalogue': catalogue}, batch, None)
+    return found.loss.value(), found
+
+  (plain, _), (loss, found) = (
+    jax.jit(functools.partial(run, w))(params, batch) for w in (0.0, 0.25)
+  )
+  starts = jax.jit(functools.partial(model.apply, deterministic=True))(
+    {'params': params},
+    encoder_input.of_batch(batch, catalogue),
+    codes[batch.target_items],
+    batch.target_mask,
+    bias,
+  ).starts
+  # An item is what its tokens are, together: rows of the table.
+  tokens = np.asarray(model.vocabulary.tokens(jnp.asarray(codes)))
+  table = np.asarray(params['embedding'], np.float64)[tokens].sum(1)
+  if buckets:
+    ids = np.asarray(vocabulary.id_bucket(jnp.asarray(codes), buckets))
+    table += np.asarray(params['id_embedding'])[ids]
+  table /= np.sqrt(table.shape[1])
+  nats, hits = [], 0
+  for b, i in np.argwhere(batch.target_mask):
+    row, own = table @ np.asarray(starts)[b, i], batch.target_items[b, i]
+    nats.append(np.log(np.exp(row).sum()) - row[own])
+    hits += (row >= row[own]).sum() == 1
+  assert found.metrics['item_loss'].count == len(nats) == 7
+  np.testing.assert_allclose(
+    found.metrics['item_loss'].total, np.sum(nats), rtol=1e-5
+  )
+  assert found.metrics['accuracy/item'].total == hits
+  # Four examples; two tokens for each of the seven items.
+  counted = 4 if reduction == 'sum' else 14
+  np.testing.assert_allclose(
+    loss - plain, 0.25 * np.sum(nats) / counted, rtol=1e-4
+  )
+  gradients = jax.jit(jax.grad(functools.partial(run, 0.25), has_aux=True))(
+    params, batch
+  )[0]
+  assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradients))
+  batch.example_mask[:] = False
+  assert found.loss.count == counted
+  empty = jax.jit(functools.partial(run, 0.25))(params, batch)[1]
+  assert empty.loss == (0, 0)
+  assert empty.metrics['item_loss'] == (0, 0)
 
 
 def test_filler_rows_change_nothing(evaluate):

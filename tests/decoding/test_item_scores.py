@@ -1,0 +1,143 @@
+"""Lists by scores of whole items beside the probabilities of their codes."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from onerec_jax import batch as batch_lib
+from onerec_jax import config
+from onerec_jax.decoding import beam_search
+from onerec_jax.decoding import recommend
+from onerec_jax.model import encoder_input
+from onerec_jax.model import onerec
+from onerec_jax.model import parameters
+from onerec_jax.semantic_ids import prefix_trie
+from onerec_jax.semantic_ids import vocabulary
+
+_SIZES, _NUM_ITEMS = (5, 7), 25
+_MODEL = config.ModelConfig(
+  embed_dim=16,
+  num_heads=2,
+  head_dim=8,
+  encoder_layers=1,
+  decoder_layers=1,
+  mlp_dim=32,
+  moe=config.MoEConfig(enabled=False),
+  id_buckets=64,
+)
+
+
+@pytest.fixture(scope='module')
+def case():
+  """Model, parameters, router bias, codes, trie and two users."""
+  rng = np.random.default_rng(0)
+  places = rng.choice(np.prod(_SIZES), _NUM_ITEMS, replace=False)
+  codes = np.stack(np.unravel_index(places, _SIZES), 1).astype(np.int32)
+  model = onerec.OneRec(
+    _MODEL, vocabulary.Vocabulary(_SIZES), items_per_session=3
+  )
+  params = parameters.materialize(onerec.abstract_params(model), seed=0)
+  # Far from uniform, so that lists do not hang on rounding.
+  params = {
+    **params,
+    'embedding': params['embedding'] * 2,
+    'id_embedding': params['id_embedding'] * 20,
+  }
+  users = jax.tree.map(
+    jnp.asarray,
+    batch_lib.SessionBatch(
+      example_id=np.arange(2, dtype=np.int32),
+      user=np.zeros(2, np.int32),
+      history_items=np.array([[0, 1, 2, 5], [7, 3, 0, 0]], np.int32),
+      history_mask=np.array([[True] * 4, [True, True, False, False]]),
+      target_items=np.zeros((2, 1), np.int32),
+      target_mask=np.zeros((2, 1), bool),
+      example_mask=np.ones(2, bool),
+    ),
+  )
+  bias = jnp.asarray(onerec.initial_router_bias(_MODEL))
+  trie = prefix_trie.PrefixTrie.build(codes, _SIZES)
+  return model, params, bias, codes, trie, users
+
+
+def _recommend(case, **decoding):
+  model, params, bias, codes, trie, users = case
+  recommender = recommend.make_recommender(
+    model, config.DecodingConfig(num_beams=30, **decoding), top_k=_NUM_ITEMS
+  )
+  catalogue = batch_lib.Catalogue(jnp.asarray(codes))
+  return recommender(params, bias, catalogue, trie, users)
+
+
+def _forced_scores(case, *, split):
+  """`starts` of teacher forcing times the vector of every item. [2, I]
+
+  The decoder is given the last `split` items as the first of the session.
+  """
+  model, params, bias, codes, _, users = case
+  found = []
+  for row in range(2):
+    history = np.asarray(users.history_items[row])[users.history_mask[row]]
+    cut = len(history) - split
+    session = [*history[cut:], 0]  # what is predicted does not matter
+    output = jax.jit(functools.partial(model.apply, deterministic=True))(
+      {'params': params},
+      encoder_input.EncoderInput(
+        jnp.asarray(codes[history[:cut]][None]),
+        jnp.ones((1, cut), bool),
+        jnp.zeros(1, jnp.int32),
+      ),
+      jnp.asarray(codes[session][None]),
+      jnp.ones((1, split + 1), bool),
+      bias,
+    )
+    vectors = model.apply(
+      {'params': params}, jnp.asarray(codes), method='item_vectors'
+    )
+    found.append(np.asarray(vectors @ output.starts[0, -1]))
+  return np.stack(found)
+
+
+@pytest.mark.parametrize('split', [0, 1])
+def test_hypotheses_are_ranked_by_codes_and_item_together(case, split):
+  users = case[-1]
+  by_codes = _recommend(case, continue_items=split)
+  both = _recommend(case, continue_items=split, item_weight=0.5)
+  scores = _forced_scores(case, split=split)
+  moved = 0
+  for row in range(2):
+    seen = np.asarray(users.history_items[row])[users.history_mask[row]]
+    left = _NUM_ITEMS - len(seen)
+    items = np.asarray(by_codes.items[row])[:left]
+    want = np.asarray(by_codes.scores[row])[:left] + 0.5 * scores[row, items]
+    order = np.argsort(-want)
+    np.testing.assert_array_equal(both.items[row][:left], items[order])
+    np.testing.assert_allclose(
+      both.scores[row][:left], want[order], rtol=1e-4, atol=1e-4
+    )
+    # What was seen stays out, and nothing takes its place.
+    assert np.all(np.asarray(both.items[row])[left:] == -1)
+    np.testing.assert_array_equal(
+      both.hypotheses.valid[row], by_codes.hypotheses.valid[row]
+    )
+    moved += (order != np.arange(left)).sum()
+  assert moved > 10  # else the scores would not have been asked
+
+
+def test_invalid_hypotheses_stay_last_and_ties_keep_their_order():
+  valid = np.array([[True, True, True, False]])
+  hypotheses = beam_search.BeamResult(
+    codes=jnp.arange(4)[None, :, None, None],
+    log_probs=jnp.where(valid, jnp.array([[-1.0, -2.0, -3.0, 0.0]]), -jnp.inf),
+    leaves=jnp.arange(4)[None, :, None],
+    valid=jnp.asarray(valid),
+    entropy=jnp.zeros((1, 1)),
+  )
+  found = recommend.add_scores(hypotheses, jnp.array([[0.0, 3.0, 2.0, 9.0]]))
+  np.testing.assert_array_equal(found.codes.ravel(), [1, 0, 2, 3])
+  np.testing.assert_array_equal(found.leaves.ravel(), [1, 0, 2, 3])
+  np.testing.assert_array_equal(found.log_probs, [[1.0, -1.0, -1.0, -np.inf]])
+  np.testing.assert_array_equal(found.valid, valid)
