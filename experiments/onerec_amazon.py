@@ -29,7 +29,7 @@ length.  Of 1,500 steps each (embeddings of whole IDs in both), ranked by codes
 alone, recall@10 / NDCG@10 of all validation users are .109 / .0618; with
   --config.model.id_buckets=32768 --config.pretrain.item_loss_weight=0.5
   --config.evaluate.decoding.item_weight=2
-.112 / .0638, for 1.3 times the time.  The codes of the second model on their
+.112 / .0638, for a quarter more time.  The codes of the second model on their
 own: .108 / .0613.
 
 A step is 37 GFLOPs at 5 items of history and 60 at 20 (padded).  4,000 took 34

@@ -291,7 +291,7 @@ def test_apply_returns_no_changed_state(case):
     case.params, *case.inputs, deterministic=True, mutable=True
   )
   assert set(state) == {'params'}
-  assert set(output._fields) == {'logits', 'router'}
+  assert set(output._fields) == {'logits', 'starts', 'router'}
 
 
 def test_bfloat16_is_close_to_float32(make_case, case):
