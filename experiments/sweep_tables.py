@@ -163,10 +163,9 @@ def table_1(name: str, title: str) -> str:
       if row['name'] != '+IPA' or column not in sweep['columns']:
         continue
       lines.append(f'{column.replace("_", " ")} {change(row, column)}')
-  users = sweep['rows'][0]['users']
   return '\n'.join(
     [
-      f'**{title}.** {len(sweep["seeds"])} seed(s), {users:,} test users,'
+      f'**{title}.** {_asked(sweep, "test")},'
       f' {sweep["sessions_per_user"]} sessions of'
       f' {sweep["items_per_session"]} items; mean and best of them, ± over'
       f' {run["config"]["evaluate"]["sessions"]["resamples"]} resamples; best'
@@ -237,10 +236,9 @@ def item_sweep(name: str, title: str, *, recipe: str) -> str:
     'legal, free decoding',
     *([_RECALL] if recalls else ()),
   ]  # fmt: skip
-  users = sweep['rows'][0]['users']
   return '\n'.join(
     [
-      f'**{title}.** {len(sweep["seeds"])} seed(s), {users:,} test users,'
+      f'**{title}.** {_asked(sweep, "test")},'
       f' {sweep["items_per_user"]} items each.',
       '',
       result_tables.markdown(header, rows),
@@ -303,8 +301,7 @@ def sessions(name: str, title: str, *, recipe: str) -> str:
   )
   return '\n'.join(
     [
-      f'**{title}.** {len(sweep["seeds"])} seed(s),'
-      f' {sweep["rows"][0]["users"]:,} {split} users,'
+      f'**{title}.** {_asked(sweep, split)},'
       f' {sweep["sessions_per_user"]} sessions of'
       f' {sweep["items_per_session"]} items.',
       '',
@@ -313,6 +310,14 @@ def sessions(name: str, title: str, *, recipe: str) -> str:
       f'{_origin(run)} `experiments/{recipe}`, commit {run["commit"]}.',
     ]
   )
+
+
+def _asked(sweep: Mapping[str, Any], split: str) -> str:
+  """Returns how many seeds were run, and the users that each of them asked."""
+  seeds = len(sweep['seeds'])
+  users = sweep['rows'][0]['users'] // seeds
+  text = f'{users:,} {split} users'
+  return f'1 seed, {text}' if seeds == 1 else f'{seeds} seeds, each of {text}'
 
 
 def _origin(run: Mapping[str, Any]) -> str:
