@@ -10,7 +10,7 @@ which one reward model judges, as in Table 1; rows with m < 5 cannot generate
 such a session and give stretches of their ranked list.  Equal steps and batches
 of examples, so that a larger m sees more targets for more time; three seeds.
 On MovieLens m = 1 is 3 % above m = 5 by the mean reward, less than one seed is
-from another; m = 5 alone is legal without a trie.  KuaiRand is not measured yet.
+from another; only m = 5 is legal without a trie.  KuaiRand is not measured.
 Data, model and reward model are those of table1_kuairand.py:small and
 quickstart.py: about 5 minutes a row and seed on two CPU cores, less on a GPU.
 """

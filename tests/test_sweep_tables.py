@@ -151,7 +151,7 @@ def _session_sweep():
 def test_sweeps_of_sessions_are_compared_with_the_base(monkeypatch):
   monkeypatch.setattr(measured_runs, 'read', lambda name: _session_sweep())
   lines = sweep_tables.sessions('any', 'x', recipe='a.py:b').splitlines()
-  assert '1,500 validation users' in lines[0]
+  assert '3 seeds, each of 500 validation users' in lines[0]
   assert '| m = 1 | 0.500 ± 0.010 | 0.500 ± 0.010 |  | 90.0 % |' in lines
   # +0.25 (+0.15 to +0.35) over a base of 0.5; legality is that of two seeds.
   assert (
