@@ -2,8 +2,9 @@
 
 COMMAND is a stage (prepare, embed, tokenize, pretrain, reward, align, evaluate,
 report), `run` for all stages the experiment lists, `sweep` for all rows of its
-table, `recommend`, `export` (one program for serving), `validate-data`, or
-`aot` (compile for a TPU slice without one).
+table, `compare` (with other runs, user by user), `recommend`, `export` (one
+program for serving), `validate-data`, or `aot` (compile for a TPU slice without
+one).
 Dispatch, stage book-keeping and error messages; no recommender logic.
 """
 
@@ -42,11 +43,14 @@ _HISTORY = flags.DEFINE_list(
   'history', None, 'recommend: item ids of one new user, oldest first.'
 )
 _TOP_K = flags.DEFINE_integer('top_k', 10, 'recommend, export: items per user.')
+_AGAINST = flags.DEFINE_list(
+  'against', None, 'compare: work directories of other runs, comma separated.'
+)
 _OUTPUT = flags.DEFINE_string(
   'output',
   None,
   'recommend: also write .parquet, .csv or .jsonl here; export: the folder to'
-  ' write; aot: a .json.',
+  ' write; aot, compare: a .json.',
 )
 _DISTRIBUTED = flags.DEFINE_enum(
   'distributed',
@@ -100,6 +104,7 @@ _COMMANDS = (
   *config_lib.STAGES,
   'run',
   'sweep',
+  'compare',
   'recommend',
   'export',
   'validate-data',
@@ -148,6 +153,12 @@ def _main(argv: list[str]) -> None:
     return
   if workdir is None:
     raise ValueError(f'{command} needs --workdir, e.g. runs/{experiment.name}')
+
+  if command == 'compare':
+    from onerec_jax.stages import compare_runs
+
+    compare_runs.run(workdir, _AGAINST.value or (), output=_OUTPUT.value)
+    return
 
   # Imported late: reading a recipe or an error must not wait for JAX.
   from onerec_jax import distributed

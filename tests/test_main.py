@@ -30,6 +30,10 @@ def _run(*args: str) -> subprocess.CompletedProcess[str]:
     (('run',), 'pass --config=experiments/quickstart.py'),
     (('run', '--workdir=/nonexistent/run'), 'config.json is missing'),
     (
+      ('compare', '--config=experiments/smoke.py', '--workdir=/nonexistent/a'),
+      'Say with what: --against=FOLDER,FOLDER',
+    ),
+    (
       ('run', '--config=experiments/smoke.py'),
       'run needs --workdir, e.g. runs/smoke',
     ),

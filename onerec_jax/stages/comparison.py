@@ -6,6 +6,7 @@ and the paired difference to the best floor.  Knows no model and no file.
 
 import re
 from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -136,14 +137,22 @@ def frequency_slices(
   target_counts: Int[np.ndarray, ' B'],
 ) -> dict[str, np.ndarray]:
   """Returns a user mask per range of the target's training frequency."""
+  return range_slices(target_counts, FREQUENCY_SLICES)
+
+
+def range_slices(
+  values: Int[np.ndarray, ' B'],
+  ranges: Sequence[tuple[int, int | None]],
+) -> dict[str, np.ndarray]:
+  """Returns a user mask per range, both ends included; None: no upper end."""
   result = {}
-  for low, high in FREQUENCY_SLICES:
+  for low, high in ranges:
     name = f'{low}' if low == high else f'{low}-{high}'
-    mask = target_counts >= low
+    mask = values >= low
     if high is None:
       name = f'> {low - 1}'
     else:
-      mask &= target_counts <= high
+      mask &= values <= high
     result[name] = mask
   return result
 
