@@ -43,7 +43,34 @@ def collect(workdir: pathlib.Path) -> pathlib.Path:
     'neighbours', None
   )
   curve = _curve(workdir / 'pretrain', stages.get('pretrain', {}))
-  return _keep(workdir, {'stages': stages, 'curve': curve})
+  return _keep(
+    workdir,
+    {
+      'stages': stages,
+      'curve': curve,
+      'compared': _compared(workdir, evaluated),
+    },
+  )
+
+
+def _compared(
+  workdir: pathlib.Path, evaluated: dict[str, Any]
+) -> dict[str, Any] | None:
+  """Returns what `compare` wrote of this evaluation; None: it was not run."""
+  path = workdir / 'evaluate' / 'compared.json'
+  if not path.exists():
+    return None
+  found = json.loads(path.read_text())
+  first = found['runs'][0]['metrics']
+  ours = evaluated['metrics']['onerec']
+  if any(first[name]['mean'] != ours[name]['mean'] for name in first):
+    raise SystemExit(
+      f'{path} is of an earlier evaluation. Run `python -m onerec_jax.main'
+      f' compare --workdir={workdir} --against=...` again, or remove it.'
+    )
+  for run in found['runs']:
+    del run['path']
+  return found
 
 
 def _curve(

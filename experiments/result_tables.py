@@ -70,13 +70,33 @@ def ranking(name: str, title: str, *, recipe: str | None = None) -> str:
       f' examples, {training["training_seconds"] / 60:.1f} minutes of training'
       f' ({minutes:.1f} for all stages) on {run["machine"]};'
       f' {training["num_parameters"]:,} parameters. Against the best floor'
-      f' ({best}), recall@10 {difference["mean"]:+.4f}'
-      f' ({difference["low"]:+.4f} to {difference["high"]:+.4f}, paired'
+      f' ({best}), recall@10 {_interval(difference)[:-1]}, paired'
       f' bootstrap).{legal}'
       f' `experiments/{recipe or name + ".py"}`, commit {run["commit"]}.',
+      *_against(run.get('compared')),
       *_by_samples(run.get('curve') or ()),
     ]
   )
+
+
+def _against(compared: Mapping[str, Any] | None) -> list[str]:
+  """Returns how the run differs from others on the same users, a paragraph."""
+  if compared is None:
+    return []
+  first, *others = compared['runs']
+  shown = [f'{name}@{compared["headline_k"]}' for name in ('recall', 'ndcg')]
+  sentences = []
+  for other, differences in zip(others, compared['differences'], strict=True):
+    parts = [f'{m} {_interval(differences[m])}' for m in shown]
+    sentences.append(
+      f'{first["title"]} over {other["title"]}'
+      f' (`{other["experiment"]}`, step {other["step"]:,}): {", ".join(parts)}.'
+    )
+  return ['', f'{" ".join(sentences)} Paired over users, 95 %.']
+
+
+def _interval(value: Mapping[str, float]) -> str:
+  return f'{value["mean"]:+.4f} ({value["low"]:+.4f} to {value["high"]:+.4f})'
 
 
 def _by_samples(curve: Sequence[Mapping[str, float]]) -> list[str]:
@@ -119,8 +139,7 @@ def session_rewards(name: str, title: str) -> str:
       '',
       _before_and_after(evaluated['methods'], found, found['columns']),
       '',
-      f'recall@10 of the next item {recall["mean"]:+.4f}'
-      f' ({recall["low"]:+.4f} to {recall["high"]:+.4f}). Legal sessions under'
+      f'recall@10 of the next item {_interval(recall)}. Legal sessions under'
       f' free decoding {legal[0]:.1f} % before, {legal[1]:.1f} % after.'
       f' {len(align["rounds"])} rounds: {rollouts:.0f} s of rollouts and'
       f' scoring ({seconds["generate"]:.0f} s generation in the first),'
@@ -152,8 +171,7 @@ def item_rewards(name: str, title: str) -> str:
         evaluated['methods'], found, [f'p_score_{part}' for part in parts]
       ),
       '',
-      f'recall@10 of the next item {recall["mean"]:+.4f}'
-      f' ({recall["low"]:+.4f} to {recall["high"]:+.4f}). Legal items under'
+      f'recall@10 of the next item {_interval(recall)}. Legal items under'
       f' free decoding {legal[0]:.1f} % before, {legal[1]:.1f} % after.'
       f' {minutes:.0f} minutes for all stages on {run["machine"]}.'
       f' Commit {run["commit"]}.',
@@ -176,7 +194,7 @@ def _before_and_after(
           f' ± {methods[m]["figures"][column]["std"]:.4f}'
           for m in ('pretrained', 'onerec')
         ),
-        f'{moved["mean"]:+.4f} ({moved["low"]:+.4f} to {moved["high"]:+.4f})',
+        _interval(moved),
       ]
     )
   header = [

@@ -133,3 +133,69 @@ def test_nothing_that_is_kept_names_a_folder_or_a_title():
     text = path.read_text()
     assert '/tmp' not in text
     assert '"neighbours"' not in text
+
+
+# --- Runs beside each other -------------------------------------------------
+
+
+def _difference(mean):
+  return {'mean': mean, 'low': mean - 0.001, 'high': mean + 0.001}
+
+
+@pytest.fixture
+def compared():
+  metrics = {n: {'mean': 0.5} for n in ('recall@10', 'ndcg@10')}
+  return {
+    'headline_k': 10,
+    'runs': [
+      {'title': 'OneRec', 'path': '/a', 'metrics': metrics},
+      {'title': 'SASRec', 'path': '/b', 'experiment': 's', 'step': 2000},
+    ],
+    'differences': [
+      {'recall@10': _difference(0.004), 'ndcg@10': _difference(-0.002)}
+    ],
+  }
+
+
+def test_a_table_says_how_a_run_differs_from_those_it_was_compared_with(
+  monkeypatch, compared
+):
+  run = measured_runs.read('quickstart')
+  assert run is not None
+  assert ' over SASRec' not in result_tables.ranking('quickstart', 'x')
+  monkeypatch.setattr(
+    measured_runs, 'read', lambda name: {**run, 'compared': compared}
+  )
+  assert (
+    'OneRec over SASRec (`s`, step 2,000): recall@10 +0.0040 (+0.0030 to'
+    ' +0.0050), ndcg@10 -0.0020 (-0.0030 to -0.0010). Paired over users, 95 %.'
+  ) in result_tables.ranking('quickstart', 'x').splitlines()
+
+
+@pytest.mark.parametrize('mean', [0.5, 0.4])
+def test_a_comparison_is_kept_with_its_evaluation_only(
+  tmp_path, monkeypatch, compared, mean
+):
+  ours = {n: {'mean': mean} for n in ('recall@10', 'ndcg@10')}
+  files = {
+    'config.json': {
+      'name': 'x',
+      'stages': ['evaluate'],
+      'data': {'path': '/a'},
+      'embed': {'parts': []},
+    },
+    'embed/result.json': {},
+    'evaluate/result.json': {'metrics': {'onerec': ours}},
+    'evaluate/compared.json': compared,
+  }
+  for name, value in files.items():
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(json.dumps(value))
+  monkeypatch.setattr(measured_runs, 'FOLDER', tmp_path / 'measured')
+  if mean != 0.5:
+    with pytest.raises(SystemExit, match='earlier evaluation'):
+      measured_runs.collect(tmp_path)
+    return
+  kept = json.loads(measured_runs.collect(tmp_path).read_text())['compared']
+  assert kept['differences'] == compared['differences']
+  assert not any('path' in run for run in kept['runs'])
