@@ -1,18 +1,18 @@
-"""What encoder and decoder read: embeddings of codes, whole IDs and recency.
-
-Holds the tables that `onerec.OneRec` declares; declares none.
-"""
+"""What encoder and decoder read: embeddings of codes, whole IDs and recency."""
 
 import dataclasses
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 from jaxtyping import Array
 from jaxtyping import Bool
 from jaxtyping import Float
 from jaxtyping import Int
 
+from onerec_jax import config as config_lib
 from onerec_jax.model import layers
+from onerec_jax.model import parameters
 from onerec_jax.semantic_ids import vocabulary as vocabulary_lib
 
 
@@ -125,3 +125,53 @@ class CodeEmbedding:
     ids = ids.reshape(x.shape[0], -1, x.shape[-1])
     ahead = x.shape[1] - ids.shape[1]  # the user's token
     return x + jnp.pad(ids, ((0, 0), (ahead, 0), (0, 0)))
+
+
+def declare(
+  module: nn.Module,
+  config: config_lib.ModelConfig,
+  vocabulary: vocabulary_lib.Vocabulary,
+  mesh: jax.sharding.Mesh | None,
+) -> CodeEmbedding:
+  """Declares the tables as parameters of `module`, in its setup.
+
+  Args:
+    module: gets 'embedding', and where the config asks for them 'id_embedding'
+      and 'recency'.
+    config: of the model.
+    vocabulary: whose tokens are embedded.
+    mesh: None or one device: no sharding.
+  """
+  dim = config.embed_dim
+  ids = recency = None
+  tokens = parameters.declare(
+    module,
+    'embedding',
+    (vocabulary.size, dim),
+    ('vocab', 'embed'),
+    parameters.Initializer(stddev=1.0),
+  )
+  if config.id_buckets:
+    ids = parameters.declare(
+      module,
+      'id_embedding',
+      (config.id_buckets, dim),
+      ('vocab', 'embed'),
+      parameters.Initializer(stddev=0.1),  # little beside the codes'
+    )
+  if config.history_recency:
+    recency = parameters.declare(
+      module,
+      'recency',
+      (config.relative_max_distance, dim),
+      (None, 'embed'),
+      parameters.Initializer(stddev=0.1),
+    )
+  return CodeEmbedding(
+    tokens=tokens,
+    ids=ids,
+    recency=recency,
+    vocabulary=vocabulary,
+    dtype=config.compute_dtype,
+    mesh=mesh,
+  )

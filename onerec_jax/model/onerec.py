@@ -21,13 +21,12 @@ from jaxtyping import Int
 from onerec_jax import batch as batch_lib
 from onerec_jax import config as config_lib
 from onerec_jax.model import code_embedding
+from onerec_jax.model import code_head
 from onerec_jax.model import decoder as decoder_module
 from onerec_jax.model import encoder_input
 from onerec_jax.model import history_encoder
 from onerec_jax.model import moe
-from onerec_jax.model import parameters
 from onerec_jax.model import pathway_encoder
-from onerec_jax.ops import attention
 from onerec_jax.ops import dropout
 from onerec_jax.semantic_ids import vocabulary as vocabulary_lib
 
@@ -80,46 +79,8 @@ class OneRec(nn.Module):
 
   def setup(self) -> None:
     c, v = self.config, self.vocabulary
-    self.embedding = parameters.declare(
-      self,
-      'embedding',
-      (v.size, c.embed_dim),
-      ('vocab', 'embed'),
-      parameters.Initializer(stddev=1.0),
-    )
-    ids = recency = None
-    if c.id_buckets:
-      ids = parameters.declare(
-        self,
-        'id_embedding',
-        (c.id_buckets, c.embed_dim),
-        ('vocab', 'embed'),
-        parameters.Initializer(stddev=0.1),  # little beside the codes'
-      )
-    if not c.tie_head:
-      self.head = parameters.declare(
-        self,
-        'head',
-        (v.levels, c.embed_dim, v.max_codes),
-        (None, 'embed', 'codes'),
-        parameters.Initializer(stddev=c.embed_dim**-0.5),
-      )
-    if c.history_recency:
-      recency = parameters.declare(
-        self,
-        'recency',
-        (c.relative_max_distance, c.embed_dim),
-        (None, 'embed'),
-        parameters.Initializer(stddev=0.1),
-      )
-    self.embed = code_embedding.CodeEmbedding(
-      tokens=self.embedding,
-      ids=ids,
-      recency=recency,
-      vocabulary=v,
-      dtype=c.compute_dtype,
-      mesh=self.mesh,
-    )
+    self.embed = code_embedding.declare(self, c, v, self.mesh)
+    self.head = code_head.declare(self, c, self.embed)
     if c.encoder == 'pathways':
       if self.sizes is None:
         raise ValueError("encoder='pathways' needs the sizes of the features.")
@@ -269,10 +230,7 @@ class OneRec(nn.Module):
         lambda *parts: jnp.concatenate(parts), encoder_stats, stats
       )
     x = x.reshape(batch, items, levels + 1, -1)[:, :, :levels]
-    logits = jnp.stack(
-      [self._logits(x[:, :, level], level) for level in range(levels)], axis=2
-    )
-    return OneRecOutput(logits, x[:, :, 0], stats)
+    return OneRecOutput(self.head.logits_of_items(x), x[:, :, 0], stats)
 
   def item_vectors(self, codes: Int[Array, '*b L']) -> Float[Array, '*b D']:
     """Returns what items are scored with: `starts` · vector, up to a constant.
@@ -280,8 +238,7 @@ class OneRec(nn.Module):
     The sum of the embeddings of an item's codes and of its whole ID, if it has
     one, scaled as tied heads are.
     """
-    x = self.embed.of_items(codes)
-    return x * jnp.asarray(self.config.embed_dim**-0.5, x.dtype)
+    return self.head.scaled(self.embed.of_items(codes))
 
   def item_scores(
     self,
@@ -313,25 +270,6 @@ class OneRec(nn.Module):
       self.item_vectors(jnp.maximum(codes, 0)),
       preferred_element_type=jnp.float32,
     )
-
-  def _logits(self, x: jax.Array, level: int) -> jax.Array:
-    """Returns logits over the codes of `level`, padded to max_codes."""
-    v = self.vocabulary
-    size, start = v.codes_per_level[level], v.offsets[level]
-    if self.config.tie_head:
-      # T5: states are scaled where the table is shared.
-      x = x * jnp.asarray(self.config.embed_dim**-0.5, x.dtype)
-      kernel = self.embedding[start : start + size].T
-    else:
-      kernel = self.head[level, :, :size]
-    logits = jnp.einsum(
-      '...d,dc->...c',
-      x,
-      kernel.astype(x.dtype),
-      preferred_element_type=jnp.float32,
-    )
-    pad = [(0, 0)] * (logits.ndim - 1) + [(0, v.max_codes - size)]
-    return jnp.pad(logits, pad, constant_values=attention.MASK_VALUE)
 
   def session_log_probs(
     self,
@@ -384,14 +322,7 @@ class OneRec(nn.Module):
       x, encoded, token_mask, self._decoder_bias(router_bias)
     )
     x = x[:, :, start:].reshape(batch, width, items, levels + 1, -1)
-    result = []
-    for level in range(levels):
-      log_probs = jax.nn.log_softmax(self._logits(x[..., level, :], level))
-      picked = jnp.take_along_axis(
-        log_probs, codes[..., level, None], axis=-1, mode='clip'
-      )
-      result.append(jnp.where(mask, picked[..., 0], 0.0))
-    return jnp.stack(result, axis=-1)
+    return self.head.log_probs(x[..., :levels, :], codes, mask)
 
   def start_decoding(
     self,
@@ -461,7 +392,7 @@ class OneRec(nn.Module):
     if level == self.vocabulary.levels:
       shape = (*prefix.shape[:2], self.vocabulary.max_codes)
       return jnp.zeros(shape, jnp.float32), cache
-    return jax.nn.log_softmax(self._logits(x, level), axis=-1), cache
+    return jax.nn.log_softmax(self.head.logits(x, level), axis=-1), cache
 
 
 def abstract_params(model: OneRec) -> Any:
