@@ -21,14 +21,17 @@ from jaxtyping import Int
 from onerec_jax import metrics
 from onerec_jax import workdir as workdir_lib
 from onerec_jax.data import catalog
+from onerec_jax.stages import compare_figures
 from onerec_jax.stages import comparison
 from onerec_jax.stages import predictions
+from onerec_jax.stages import report_words as words
 
 # Written beside predictions.parquet of the first run.
-RESULT = 'compared.json'
+RESULT, PICTURE = 'compared.json', 'compared.png'
 # What must be equal, or figures mean different things.
 _PROTOCOL = ('split', 'candidates', 'history_excluded')
 _SHOWN = ('recall', 'ndcg')
+_VERDICTS = {1: 'above', 0: 'level with', -1: 'below'}
 # Positive events before the first target, both ends included.
 _SEEN_SLICES = ((0, 4), (5, 9), (10, 19), (20, None))
 
@@ -65,7 +68,8 @@ def run(
 
   Returns:
     Figures of every run with 95 % intervals, the base's difference to each,
-    and both by slices of users.  Also written to evaluate/compared.json.
+    and both by slices of users.  Also written to evaluate/compared.json, with
+    a picture.
 
   Raises:
     FileNotFoundError: a run has not been evaluated.
@@ -89,10 +93,14 @@ def run(
     samples=stored['evaluate']['bootstrap_samples'],
     seed=stored['seed'],
   )
-  workdir_lib.write_json(workdir.stage('evaluate') / RESULT, result)
+  folder = workdir.stage('evaluate')
+  workdir_lib.write_json(folder / RESULT, result)
+  picture = compare_figures.differences(result, _shown(result))
+  (folder / PICTURE).write_bytes(picture)
   if output is not None:
     workdir_lib.write_json(epath.Path(output), result)
   print_table(result)
+  print(f'Picture: {folder / PICTURE}')
   return result
 
 
@@ -237,20 +245,13 @@ def _check_comparable(base: Run, other: Run) -> None:
   )
 
 
-def verdict(difference: dict[str, float]) -> str:
-  """Returns 'above', 'below' or, where the interval holds 0, 'level with'."""
-  if difference['low'] > 0:
-    return 'above'
-  return 'below' if difference['high'] < 0 else 'level with'
-
-
 # --- On the terminal --------------------------------------------------------
 
 
 def print_table(
   result: dict[str, Any], console: rich.console.Console | None = None
 ) -> None:
-  """Prints all runs, the base first, and a sentence for each of the others.
+  """Prints all runs, the base first, then what differs from each of the others.
 
   Args:
     result: of `compare`.
@@ -259,75 +260,88 @@ def print_table(
   if console is None:
     console = rich.console.Console()
     if not console.is_terminal:  # a log file has no width of its own
-      console = rich.console.Console(width=120)
-  k = result['headline_k']
-  shown = [f'{name}@{k}' for name in _SHOWN]
-  grid = rich.table.Table(
-    box=rich.box.SIMPLE,
-    padding=(0, 1, 0, 0),
-    title=(
-      f'{result["split"]}: {result["users"]:,} users, all'
-      f' {result["candidates"]:,} items ranked; 95 % intervals, differences'
-      ' paired over users'
-    ),
-    title_justify='left',
+      console = rich.console.Console(width=110)
+  shown = _shown(result)
+  grid = _table(
+    f'{result["split"]}: {result["users"]:,} users, all'
+    f' {result["candidates"]:,} items ranked (95 % intervals)',
+    ('run', *shown),
   )
-  grid.add_column('run', overflow='fold')
-  for name in shown:
-    grid.add_column(name, justify='right')
-    grid.add_column('first - this', justify='right')
-  for place, found in enumerate(result['runs']):
-    cells = []
-    for name in shown:
-      value = found['metrics'][name]
-      cells.append(
-        f'{value["mean"]:.4f} ({value["low"]:.3f}-{value["high"]:.3f})'
-      )
-      cells.append(
-        _difference(result['differences'][place - 1][name]) if place else ''
-      )
-    grid.add_row(_name(found), *cells, style=None if place else 'bold')
+  for found in result['runs']:
+    values = [found['metrics'][name] for name in shown]
+    grid.add_row(
+      _name(found),
+      *(f'{v["mean"]:.4f} ({v["low"]:.4f} to {v["high"]:.4f})' for v in values),
+    )
   console.print(grid)
-  for title, rows in result['slices'].items():
-    console.print(_slice_table(title, rows, result['runs'], f'recall@{k}'))
   first = result['runs'][0]
-  for found, difference in zip(
-    result['runs'][1:], result['differences'], strict=True
-  ):
-    sentences = [f'{verdict(difference[n])} by {n}' for n in shown]
+  for place, found in enumerate(result['runs'][1:]):
+    difference = result['differences'][place]
+    console.print(_differences(result, place, shown))
+    sentences = [
+      f'{_VERDICTS[words.direction(difference[n])]} by {n}' for n in shown
+    ]
     console.print(
-      f'{_name(first)} against {_name(found)}: {", ".join(sentences)}.'
+      f'{_name(first)}, against {_name(found)}: {", ".join(sentences)}.'
     )
 
 
-def _slice_table(
-  title: str,
-  rows: Sequence[dict[str, Any]],
-  runs: Sequence[dict[str, Any]],
-  metric: str,
+def _differences(
+  result: dict[str, Any], place: int, shown: Sequence[str]
 ) -> rich.table.Table:
-  grid = rich.table.Table(box=rich.box.SIMPLE, padding=(0, 1, 0, 0))
-  grid.add_column(title)
-  grid.add_column('users', justify='right')
-  for found in runs:
-    grid.add_column(f'{metric}, {found["title"]}', justify='right')
-  for row in rows:
-    means, differences = row['means'], row['differences']
+  """Returns the first run minus another, for all users and each slice."""
+  first, other = result['runs'][0], result['runs'][1 + place]
+  means = [
+    {name: run['metrics'][name]['mean'] for name in shown}
+    for run in (first, other)
+  ]
+  rows = [
+    (compare_figures.ALL_USERS, result['users'], means,
+     result['differences'][place])
+  ]  # fmt: skip
+  for title, slices in result['slices'].items():
+    rows += [
+      (
+        f'{title}: {row["slice"]}',
+        row['users'],
+        [row['means'][0], row['means'][1 + place]],
+        row['differences'][place],
+      )
+      for row in slices
+    ]
+  metric = shown[0]
+  grid = _table(
+    f'{first["title"]} - {other["title"]}, paired over users',
+    ('', 'users', metric, other['title'], 'difference (95 %)'),
+  )
+  for title, users, (ours, theirs), difference in rows:
+    d = difference[metric]
     grid.add_row(
-      row['slice'],
-      f'{row["users"]:,}',
-      f'{means[0][metric]:.4f}',
-      *(
-        f'{m[metric]:.4f}; {_difference(d[metric])}'
-        for m, d in zip(means[1:], differences, strict=True)
-      ),
+      title,
+      f'{users:,}',
+      f'{ours[metric]:.4f}',
+      f'{theirs[metric]:.4f}',
+      f'{d["mean"]:+.4f} ({d["low"]:+.4f} to {d["high"]:+.4f})',
     )
   return grid
 
 
+def _table(title: str, columns: Sequence[str]) -> rich.table.Table:
+  grid = rich.table.Table(
+    box=rich.box.SIMPLE,
+    padding=(0, 1, 0, 0),
+    title=title,
+    title_justify='left',
+  )
+  grid.add_column(columns[0], overflow='fold')
+  for name in columns[1:]:
+    grid.add_column(name, justify='right', no_wrap=True)
+  return grid
+
+
+def _shown(result: dict[str, Any]) -> list[str]:
+  return [f'{name}@{result["headline_k"]}' for name in _SHOWN]
+
+
 def _name(found: dict[str, Any]) -> str:
-  return f'{found["title"]}, {found["path"]}'
-
-
-def _difference(value: dict[str, float]) -> str:
-  return f'{value["mean"]:+.4f} ({value["low"]:+.4f} to {value["high"]:+.4f})'
+  return f'{found["title"]} ({found["path"]})'

@@ -13,6 +13,7 @@ from onerec_jax import config
 from onerec_jax import metrics
 from onerec_jax import workdir as workdir_lib
 from onerec_jax.data import catalog
+from onerec_jax.stages import compare_figures
 from onerec_jax.stages import compare_runs
 from onerec_jax.stages import evaluate
 
@@ -37,6 +38,13 @@ def _made(ranks, **changes):
     target_mask=np.ones((users, 1), bool),
   )
   return dataclasses.replace(made, **changes)
+
+
+def _printed(found):
+  text = io.StringIO()
+  console = rich.console.Console(file=text, width=140)
+  compare_runs.print_table(found, console)
+  return text.getvalue()
 
 
 _BASE = _made([1, 2, 2, _NOT, 1, 3, 11, 4])
@@ -92,15 +100,7 @@ def test_the_difference_is_paired_where_the_intervals_overlap():
   assert first['low'] < second['high']
   difference = found['differences'][0]['recall@10']
   assert difference['mean'] == pytest.approx(8 / 400)
-  assert compare_runs.verdict(difference) == 'above'
-
-
-@pytest.mark.parametrize(
-  ('low', 'high', 'word'),
-  [(0.1, 0.2, 'above'), (-0.1, 0.2, 'level with'), (-0.2, -0.1, 'below')],
-)
-def test_verdicts(low, high, word):
-  assert compare_runs.verdict({'low': low, 'high': high}) == word
+  assert difference['low'] > 0
 
 
 def test_lists_of_no_common_length_are_refused():
@@ -109,14 +109,34 @@ def test_lists_of_no_common_length_are_refused():
 
 
 def test_the_table_says_who_is_above():
-  found = compare_runs.compare(_BASE, [_OTHER, _BASE], **_BOOT)
-  console = rich.console.Console(file=io.StringIO(), width=140)
-  compare_runs.print_table(found, console)
-  text = console.file.getvalue()
+  text = _printed(compare_runs.compare(_BASE, [_OTHER, _BASE], **_BOOT))
   assert 'test: 8 users, all 50 items ranked' in text
   assert '+0.2500' in text
-  assert 'OneRec, runs/a against OneRec, runs/b: ' in text
+  assert 'OneRec (runs/a), against OneRec (runs/b): ' in text
+  # Two users of 0 to 4 items: ours finds both, the other one of them.
+  row = next(x for x in text.splitlines() if 'the target: 0-4' in x)
+  assert row.split()[5:9] == ['2', '1.0000', '0.5000', '+0.5000']
   assert 'level with by recall@10, level with by ndcg@10.' in text  # itself
+
+
+@pytest.mark.parametrize(
+  ('place', 'sentence'),
+  [(0, 'above by recall@10'), (1, 'below by recall@10')],
+)
+def test_a_clear_difference_is_called_so(place, sentence):
+  runs = [_made([1] * 40), _made([_NOT] * 40)]
+  if place:
+    runs = runs[::-1]
+  found = compare_runs.compare(runs[0], runs[1:], **_BOOT)
+  assert sentence in _printed(found)
+
+
+def test_the_picture_has_a_panel_for_every_run_and_metric():
+  found = compare_runs.compare(_BASE, [_OTHER, _BASE], **_BOOT)
+  one = compare_figures.differences(found, ['recall@10'])
+  assert one[1:4] == b'PNG'
+  moved = {**found, 'differences': found['differences'][::-1]}
+  assert compare_figures.differences(moved, ['recall@10']) != one
 
 
 # --- On disk ----------------------------------------------------------------
@@ -158,6 +178,8 @@ def test_what_is_written_is_what_was_returned(pair, tmp_path):
   kept = first.root / 'evaluate' / compare_runs.RESULT
   assert json.loads(kept.read_text()) == found
   assert json.loads((tmp_path / 'x.json').read_text()) == found
+  picture = first.root / 'evaluate' / compare_runs.PICTURE
+  assert picture.read_bytes()[1:4] == b'PNG'
 
 
 def test_items_and_users_are_matched_by_their_original_ids(pair):
