@@ -8,7 +8,7 @@
 same vectors, and the 2 x 2,048 of onerec_amazon.py; `:vectors` behaviour, text
 and both; `:experts` MoE against a dense feed-forward of equal active FLOPs.
 Three seeds, protocol and floors of public_benchmark.py; no claim is made before
-they are measured.  A row costs what OneRec does there: 8,000 steps a seed.
+they are measured.  A row costs what OneRec does there: 4,000 steps a seed.
 """
 
 from typing import Any

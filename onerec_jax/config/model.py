@@ -143,7 +143,8 @@ class ModelConfig:
   normalise_over: Literal['codes', 'catalogue'] = 'codes'
   # Where the codes' embeddings start.  random: N(0, 1).  codebook: the
   # tokenizer's centroids, turned and scaled, so that codes that are near each
-  # other are so from the first step.
+  # other are so from the first step; embeddings of whole IDs (id_buckets) at
+  # what the codes leave over of the items' vectors (not of an RQ-VAE's).
   code_init: Literal['random', 'codebook'] = 'random'
   # Cross-attention while training: absorbed folds W_k, W_v into the queries
   # (exact, fewer FLOPs when target tokens < head_dim); projected is the

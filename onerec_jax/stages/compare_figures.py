@@ -57,10 +57,19 @@ def differences(result: Mapping[str, Any], metrics: Sequence[str]) -> bytes:
     ax.tick_params(axis='y', length=0)
     ax.spines['left'].set_visible(False)
     ax.set_title(
-      f'{words.label(metric)}, {first["title"]} − {other["title"]}',
+      f'{words.label(metric)}, {_short(first)} − {_short(other, first)}',
       fontweight='bold',
     )
     ax.xaxis.set_major_locator(ticker.MaxNLocator(4))
     ax.set_ylim(-0.6, len(names) - 0.4)
     ax.grid(axis='y', visible=True)
   return canvas.png(figure)
+
+
+def _short(
+  run: Mapping[str, Any], beside: Mapping[str, Any] | None = None
+) -> str:
+  """Returns the model's title, or the folder if `beside` has the same one."""
+  if beside is None or run['title'] != beside['title']:
+    return run['title']
+  return run['path'].rstrip('/').rsplit('/', 1)[-1]

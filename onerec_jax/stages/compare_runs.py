@@ -311,8 +311,8 @@ def _differences(
     ]
   metric = shown[0]
   grid = _table(
-    f'{first["title"]} - {other["title"]}, paired over users',
-    ('', 'users', metric, other['title'], 'difference (95 %)'),
+    f'{_name(first)}, minus {_name(other)}; paired over users',
+    ('', 'users', f'{metric}, first', 'other', 'difference (95 %)'),
   )
   for title, users, (ours, theirs), difference in rows:
     d = difference[metric]

@@ -35,12 +35,10 @@ from onerec_jax.model import sequential as sequence_model
 from onerec_jax.objectives import base
 from onerec_jax.objectives import pretrain as objective_lib
 from onerec_jax.objectives import sequential as sequential_objective
-from onerec_jax.semantic_ids import code_vectors
 from onerec_jax.semantic_ids import prefix_trie
-from onerec_jax.semantic_ids import residual_kmeans
 from onerec_jax.semantic_ids import table
-from onerec_jax.semantic_ids import vocabulary as vocabulary_lib
 from onerec_jax.stages import sequential
+from onerec_jax.stages import starting_vectors
 from onerec_jax.stages import training_setup
 from onerec_jax.stages import user_pathways
 
@@ -133,8 +131,8 @@ def run(
   # --- Model and state ---
   names = parameters.logical_names(learner.boxes)
   params = parameters.materialize(learner.boxes, seed=experiment.seed)
-  if learner.codebooks is not None:
-    params = _start_at_codebooks(params, learner.codebooks)
+  if learner.starts is not None:
+    params = starting_vectors.start(params, learner.starts)
   num_active = _active_parameters(params, names, experiment.model)
   setup = training_setup.make_setup(
     stage=STAGE,
@@ -216,13 +214,6 @@ def open_examples(
 _Rank = Callable[[Any, Any, batch_lib.SessionBatch, jax.Array], jax.Array]
 
 
-class _Codebooks(NamedTuple):
-  """Centroids, and the place of their codes in the table of tokens."""
-
-  values: np.ndarray  # [L, C, Z]
-  vocabulary: vocabulary_lib.Vocabulary
-
-
 class _Learner(NamedTuple):
   """What an architecture brings to the training."""
 
@@ -233,7 +224,8 @@ class _Learner(NamedTuple):
   semantic_ids: str | None  # digest of the IDs that the parameters belong to
   rank: _Rank  # the best items that are not excluded
   flops: Callable[[batch_lib.SessionBatch], float]
-  codebooks: _Codebooks | None = None  # embeddings start there
+  # Where embeddings start; None: at random.
+  starts: starting_vectors.StartingVectors | None = None
 
 
 def _make_learner(
@@ -277,34 +269,8 @@ def _make_onerec(
       model,
       scored_items=ids.num_items if experiment.pretrain.item_loss_weight else 0,
     ),
-    codebooks=_read_codebooks(experiment, workdir, model.vocabulary),
+    starts=starting_vectors.read(experiment, workdir, ids, model.vocabulary),
   )
-
-
-def _read_codebooks(
-  experiment: config_lib.Experiment,
-  workdir: workdir_lib.Workdir,
-  vocabulary: vocabulary_lib.Vocabulary,
-) -> _Codebooks | None:
-  if experiment.model.code_init == 'random':
-    return None
-  path = workdir.require(workdir.tokenizer / 'codebooks.npz', 'tokenize')
-  return _Codebooks(residual_kmeans.read_codebooks(path).codebooks, vocabulary)
-
-
-def _start_at_codebooks(params: Any, codebooks: _Codebooks) -> Any:
-  """Returns parameters whose code embeddings start at the centroids.
-
-  Codes that only keep items of one ID apart have none and stay random.
-  """
-  levels, size = codebooks.values.shape[:2]
-  starts = np.asarray(codebooks.vocabulary.offsets[:levels])
-  rows = starts[:, None] + np.arange(size)[None]
-  embedding = np.array(params['embedding'])
-  embedding[rows] = code_vectors.from_codebooks(
-    codebooks.values, embedding[rows]
-  )
-  return {**params, 'embedding': embedding}
 
 
 def _make_baseline(

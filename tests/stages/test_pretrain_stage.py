@@ -8,7 +8,6 @@ from onerec_jax import workdir as workdir_lib
 from onerec_jax.data import catalog
 from onerec_jax.model import onerec
 from onerec_jax.model import parameters
-from onerec_jax.semantic_ids import code_vectors
 from onerec_jax.semantic_ids import table
 from onerec_jax.stages import prepare
 from onerec_jax.stages import pretrain
@@ -80,26 +79,6 @@ def test_active_parameters_leave_out_the_experts_not_chosen():
   )
   # 2 decoder layers, 3 of 4 experts idle, each 2 matrices of 8 x 5.
   assert total - active == 2 * 3 * 2 * 8 * 5
-
-
-def test_code_embeddings_start_at_the_codebooks():
-  model = pretrain.make_model(_EXPERIMENT, _ids(20), None)
-  params = parameters.materialize(onerec.abstract_params(model), seed=0)
-  # One codebook: as if the second level only kept items of an ID apart.
-  books = np.random.default_rng(0).normal(size=(1, 8, 5)).astype(np.float32)
-  started = pretrain._start_at_codebooks(
-    params, pretrain._Codebooks(books, model.vocabulary)
-  )
-  before, after = params['embedding'], started['embedding']
-  np.testing.assert_array_equal(
-    after[3:11],
-    code_vectors.from_codebooks(books, before[None, 3:11])[0],
-  )
-  assert np.abs(after[3:11] - before[3:11]).max() > 0.1
-  np.testing.assert_array_equal(after[:3], before[:3])
-  np.testing.assert_array_equal(after[11:], before[11:])
-  others = [name for name in params if name != 'embedding']
-  assert all(started[name] is params[name] for name in others)
 
 
 def test_codebooks_are_asked_for_where_there_are_none(tmp_path):
