@@ -35,8 +35,8 @@ seed each on test users, recall@10 / NDCG@10, beside .0951 / .0556 (Beauty) and
   --config.model.id_buckets=65536, IDs starting at what their codes leave over
   of the item's vector, --config.pretrain.num_steps=2500:
     Sports .0551 / .0306; Beauty not run
-On Beauty's validation users the first of the two has .1161 / .0679 by its codes,
-.1165 / .0697 by its item scores over the whole catalogue, .1194 / .0707 by both.
+On Beauty's validation users the first of the two has .1161 / .0679 by codes,
+.1165 / .0697 by item scores over the whole catalogue and .1194 / .0707 by both.
 
 A step is 37 GFLOPs at 5 items of history and 60 at 20 (padded).  4,000 took 34
 minutes on two busy CPU cores (2.9 steps/s where nothing else ran); estimated at

@@ -57,7 +57,7 @@ def differences(result: Mapping[str, Any], metrics: Sequence[str]) -> bytes:
     ax.tick_params(axis='y', length=0)
     ax.spines['left'].set_visible(False)
     ax.set_title(
-      f'{words.label(metric)}, {_short(first)} − {_short(other, first)}',
+      f'{words.label(metric)}, {_short(first, other)} − {_short(other, first)}',
       fontweight='bold',
     )
     ax.xaxis.set_major_locator(ticker.MaxNLocator(4))
@@ -66,10 +66,8 @@ def differences(result: Mapping[str, Any], metrics: Sequence[str]) -> bytes:
   return canvas.png(figure)
 
 
-def _short(
-  run: Mapping[str, Any], beside: Mapping[str, Any] | None = None
-) -> str:
+def _short(run: Mapping[str, Any], beside: Mapping[str, Any]) -> str:
   """Returns the model's title, or the folder if `beside` has the same one."""
-  if beside is None or run['title'] != beside['title']:
+  if run['title'] != beside['title']:
     return run['title']
   return run['path'].rstrip('/').rsplit('/', 1)[-1]
