@@ -71,7 +71,7 @@ def ranking(name: str, title: str, *, recipe: str | None = None) -> str:
       f' ({minutes:.1f} for all stages) on {run["machine"]};'
       f' {training["num_parameters"]:,} parameters. Against the best floor'
       f' ({best}), recall@10 {_interval(difference)[:-1]}, paired'
-      f' bootstrap).{legal}'
+      f' bootstrap).{_of_transitions(result)}{legal}'
       f' `experiments/{recipe or name + ".py"}`, commit {run["commit"]}.',
       *_against(run.get('compared')),
       *_by_samples(run.get('curve') or ()),
@@ -346,6 +346,17 @@ def _own_lists(found: Mapping[str, Any]) -> str:
   )
 
 
+def _of_transitions(result: dict[str, Any]) -> str:
+  """Returns what counts add to a model's lists; '' where there are none."""
+  if 'without_transitions' not in result['methods']:
+    return ''
+  gains = (
+    f'{metric} {_interval(result["difference_to_before"][metric])}'
+    for metric in ('recall@10', 'ndcg@10')
+  )
+  return f' Counted transitions add {", ".join(gains)}.'
+
+
 def slices(name: str, title: str) -> str:
   """Returns recall by slice, of ours and of the best floor."""
   run = measured_runs.read(name)
@@ -353,17 +364,19 @@ def slices(name: str, title: str) -> str:
     return f'**{title}**: {NOT_MEASURED}.'
   result = run['stages']['evaluate']
   best = result['best_floor']
+  alone = result['methods'].get('without_transitions')
+  shown = ('onerec', 'without_transitions', best) if alone else ('onerec', best)
   rows = []
   for kind, entries in result['slices'].items():
     for entry in entries:
       cells = [f'{kind}: {entry["slice"]}', f'{entry["users"]:,}']
-      for method in ('onerec', best):
+      for method in shown:
         figures = entry['methods'].get(method)
         cells.append(
           f'{figures["recall@10"]["mean"]:.4f}' if figures else 'no users'
         )
       rows.append(cells)
-  header = ['slice', 'users', 'OneRec', result['methods'][best]['title']]
+  header = ['slice', 'users', *(result['methods'][m]['title'] for m in shown)]
   return f'**{title}, recall@10 by slice.**\n\n' + markdown(header, rows)
 
 

@@ -194,6 +194,14 @@ def test_a_bad_setting_of_the_technical_report_says_what_to_set(
       },
       'preference.rollout.item_weight=1.0 ranks single items',
     ),
+    (
+      {'evaluate': {'decoding': {'transition_weight': 1.0}}},
+      'evaluate.decoding.transition_weight=1.0 must be at least 0 and below 1',
+    ),
+    (
+      {'preference': {'rollout': {'transition_weight': 0.5}}},
+      'preference.rollout.transition_weight=0.5 ranks single items',
+    ),
   ],
 )
 def test_a_bad_setting_of_v1_says_what_to_set(changes, message):

@@ -12,6 +12,8 @@ import numpy as np
 
 from onerec_jax import batch as batch_lib
 from onerec_jax import config as config_lib
+from onerec_jax.data import baselines
+from onerec_jax.decoding import transitions as transitions_lib
 from onerec_jax.semantic_ids import prefix_trie
 
 # Items below one prefix of all codes but the last, on average.  With it, the
@@ -99,6 +101,19 @@ def trie(
   built = prefix_trie.PrefixTrie.build(codes, sizes)
   return jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), built
+  )
+
+
+def transitions(
+  *, num_items: int, sharding: Any
+) -> transitions_lib.Transitions:
+  """Returns the shapes of what followed each of `num_items` items."""
+  shape = (num_items, transitions_lib.SUCCESSORS)
+  return transitions_lib.Transitions(
+    successors=jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding),  # pyright: ignore[reportArgumentType]
+    weights=jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding),  # pyright: ignore[reportArgumentType]
+    history_items=baselines.NEAR,
+    history_decay=baselines.NEAR_DECAY,
   )
 
 

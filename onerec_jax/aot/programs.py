@@ -228,6 +228,10 @@ class _Builder:
       ),
       self._users.array(rows, excluded),
     )
+    if decoding.transition_weight:
+      arguments += (
+        assumed.transitions(num_items=self._num_items, sharding=self._whole),
+      )
     return Program(
       function=recommend.make_recommender(self._model, decoding, top_k=top_k),
       arguments=arguments,

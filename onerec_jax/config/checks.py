@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from onerec_jax.config import alignment_checks
+from onerec_jax.config import decoding_checks
 from onerec_jax.config.experiment import STAGES
 from onerec_jax.config.experiment import Experiment
 from onerec_jax.config.model import ModelConfig
@@ -34,17 +35,6 @@ def _problems(experiment: Experiment) -> Iterator[str]:
   ):
     if value < 1:
       yield f'{path}={value} must be at least 1.'
-  decoding = e.evaluate.decoding
-  if decoding.continue_items < 0 or (
-    decoding.continue_items + decoding.num_items
-    > e.data.sessions.items_per_session
-  ):
-    yield (
-      f'evaluate.decoding.continue_items={decoding.continue_items} plus'
-      f' evaluate.decoding.num_items={decoding.num_items} must not exceed'
-      ' data.sessions.items_per_session='
-      f'{e.data.sessions.items_per_session}, the length that is trained.'
-    )
   sequential = e.sequential
   if sequential.embed_dim % sequential.num_heads:
     yield (
@@ -68,7 +58,7 @@ def _problems(experiment: Experiment) -> Iterator[str]:
       yield f'{path}={rate} must lie in [0, 1).'
   yield from _token_problems(e.model)
   yield from _catalogue_problems(e)
-  yield from _item_score_problems(e)
+  yield from decoding_checks.problems(e)
   yield from _train_problems('pretrain', e.pretrain, e.data.history_length)
   if 'reward' in e.stages:
     yield from _train_problems('reward', e.reward, e.data.history_length)
@@ -139,42 +129,6 @@ def _catalogue_problems(e: Experiment) -> Iterator[str]:
       "model.normalise_over='catalogue' knows nothing of what is no item: set"
       " evaluate.decoding.constrain='trie', or model.normalise_over='codes'."
     )
-
-
-def _item_score_problems(e: Experiment) -> Iterator[str]:
-  """Problems of scores of whole items beside those of their codes."""
-  stages = {
-    name: getattr(e, name)
-    for name in ('pretrain', 'reward', 'align', 'p_score', 'reinforce')
-  }
-  for name, train in stages.items():
-    weight = train.item_loss_weight
-    if weight < 0:
-      yield f'{name}.item_loss_weight={weight} must be at least 0; 0 is none.'
-    elif weight and (name != 'pretrain' or e.architecture != 'onerec'):
-      yield (
-        f'{name}.item_loss_weight={weight} is read by pretrain of'
-        " architecture='onerec' only: set it to 0."
-      )
-  for path, decoding in (
-    ('evaluate.decoding', e.evaluate.decoding),
-    ('preference.rollout', e.preference.rollout),
-  ):
-    weight = decoding.item_weight
-    if weight < 0:
-      yield f'{path}.item_weight={weight} must be at least 0; 0 is none.'
-    if weight <= 0:
-      continue
-    if path != 'evaluate.decoding' or decoding.num_items > 1:
-      yield (
-        f'{path}.item_weight={weight} ranks single items that are evaluated,'
-        ' not sessions: set it to 0, or evaluate.decoding.num_items=1.'
-      )
-    if not e.pretrain.item_loss_weight:
-      yield (
-        f'{path}.item_weight={weight} reads scores that nothing trains: set'
-        ' pretrain.item_loss_weight above 0, or it to 0.'
-      )
 
 
 def _train_problems(

@@ -67,3 +67,7 @@ class DecodingConfig:
   # > 0: hypotheses are ranked by log p(codes) plus this times log p(item), as
   # trained by `pretrain.item_loss_weight`; 0: by their codes alone.
   item_weight: float = 0.0
+  # λ, 0 to 1: hypotheses (of item-level baselines: all items) are ranked by
+  # (1 - λ) p(model) + λ p(counts), both normalised among them; the counts are
+  # those of the floor 'Co-occurrence by source'.  0: the model alone.
+  transition_weight: float = 0.0

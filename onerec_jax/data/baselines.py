@@ -6,6 +6,7 @@ catalogues in chunks of users; holds no N x N matrix.
 """
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -17,6 +18,11 @@ from onerec_jax import metrics
 # Popularity decides only where the counts do not: scores are divided by the
 # row's maximum first, and no two different scores of a floor are this close.
 _TIE_WEIGHT = 1e-9
+# What is near an item: so many places apart, and so many last items of a
+# history that are looked at; what is one place further counts less.
+NEAR = 5
+NEAR_DECAY = 0.7
+_NEARNESS = f'window {NEAR}, decay {NEAR_DECAY}'
 _CELLS_AT_ONCE = 2**23  # users x items scored at once: 64 MiB of float64
 
 
@@ -156,17 +162,10 @@ def fit_floors(
     items: TRAINING items only, oldest first, one sequence after another.
     num_items: size of the catalogue.
   """
-  popularity = np.bincount(
-    items[offsets[0] : offsets[-1]], minlength=num_items
-  ).astype(np.float64)
-
-  def count(window: int, decay: float) -> sparse.csr_matrix:
-    return transition_counts(
-      offsets, items, num_items=num_items, window=window, decay=decay
-    )
-
-  damped = sparse.diags(1 / np.sqrt(np.maximum(popularity, 1)))
-  following, nearby = count(1, 1.0), count(5, 0.7)
+  popularity, nearby = _popularity_and_nearby(offsets, items, num_items)
+  following = transition_counts(
+    offsets, items, num_items=num_items, window=1, decay=1.0
+  )
   return (
     CountingFloor(
       name='popularity',
@@ -194,22 +193,55 @@ def fit_floors(
     CountingFloor(
       name='cooccurrence',
       title='Co-occurrence',
-      description='window 5, decay 0.7, divided by sqrt of target popularity',
+      description=f'{_NEARNESS}, divided by sqrt of target popularity',
       popularity=popularity,
-      transitions=sparse.csr_matrix(nearby @ damped),
-      history_items=5,
-      history_decay=0.7,
+      transitions=sparse.csr_matrix(nearby @ _damping(popularity)),
+      history_items=NEAR,
+      history_decay=NEAR_DECAY,
     ),
-    # The same counts per occurrence of the source item: scored higher than
-    # the previous row on every set it was measured on, so leaving it out
-    # would flatter the model.
-    CountingFloor(
-      name='cooccurrence_source',
-      title='Co-occurrence by source',
-      description='window 5, decay 0.7, divided by sqrt of source popularity',
-      popularity=popularity,
-      transitions=sparse.csr_matrix(damped @ nearby),
-      history_items=5,
-      history_decay=0.7,
-    ),
+    # Scored higher than the previous row on every set it was measured on, so
+    # leaving it out would flatter the model.
+    source_cooccurrence(offsets, items, num_items=num_items),
   )
+
+
+def source_cooccurrence(
+  offsets: Int[np.ndarray, ' U1'],
+  items: Int[np.ndarray, ' n'],
+  *,
+  num_items: int,
+) -> CountingFloor:
+  """Returns what is near an item per square root of how often that occurs.
+
+  Args:
+    offsets: sequence u is items[offsets[u]:offsets[u + 1]]. [U + 1]
+    items: TRAINING items only, oldest first, one sequence after another.
+    num_items: size of the catalogue.
+  """
+  popularity, nearby = _popularity_and_nearby(offsets, items, num_items)
+  return CountingFloor(
+    name='cooccurrence_source',
+    title='Co-occurrence by source',
+    description=f'{_NEARNESS}, divided by sqrt of source popularity',
+    popularity=popularity,
+    transitions=sparse.csr_matrix(_damping(popularity) @ nearby),
+    history_items=NEAR,
+    history_decay=NEAR_DECAY,
+  )
+
+
+def _popularity_and_nearby(
+  offsets: np.ndarray, items: np.ndarray, num_items: int
+) -> tuple[np.ndarray, sparse.csr_matrix]:
+  """Returns the events of every item, and what is near it how often."""
+  events = items[offsets[0] : offsets[-1]]
+  popularity = np.bincount(events, minlength=num_items).astype(np.float64)
+  nearby = transition_counts(
+    offsets, items, num_items=num_items, window=NEAR, decay=NEAR_DECAY
+  )
+  return popularity, nearby
+
+
+def _damping(popularity: np.ndarray) -> Any:
+  """Returns a diagonal matrix, 1 / sqrt of each item's events."""
+  return sparse.diags(1 / np.sqrt(np.maximum(popularity, 1)))

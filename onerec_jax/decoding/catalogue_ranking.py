@@ -18,6 +18,7 @@ from jaxtyping import Int
 
 from onerec_jax import batch as batch_lib
 from onerec_jax import config
+from onerec_jax.decoding import transitions as transitions_lib
 from onerec_jax.model import sequential
 
 
@@ -25,11 +26,14 @@ class Ranking(NamedTuple):
   """The best K items of each of B users."""
 
   items: Int[Array, 'B K']  # dense items, best first; -1: no item is left
-  scores: Float[Array, 'B K']  # log p of the item over all items; -inf: none
+  # Log p of the item over all items, with counts in it if they are mixed in;
+  # -inf: none.
+  scores: Float[Array, 'B K']
   valid: Bool[Array, 'B K']
 
 
-# (params, attributes, batch, exclude_items [B, X] | None = None) -> Ranking
+# (params, attributes, batch, exclude_items [B, X] | None = None,
+#  transitions | None = None) -> Ranking
 Rank = Callable[..., Ranking]
 
 
@@ -44,10 +48,11 @@ def make_ranker(
   The whole history of the batch is read; beams and sessions have no meaning
   here.  `exclude_items` (dense, -1 = none) replaces the history as the items
   that are not recommended again; it counts only if decoding.exclude_history.
+  `transitions` must be given if decoding.transition_weight is above 0.
 
   Args:
     model: the model.
-    decoding: its exclude_history counts.
+    decoding: its exclude_history and transition_weight count.
     top_k: length of the item list (K).
   """
 
@@ -56,6 +61,7 @@ def make_ranker(
     attributes: sequential.ItemAttributes | None,
     batch: batch_lib.SessionBatch,
     exclude_items: Int[Array, 'B X'] | None = None,
+    transitions: transitions_lib.Transitions | None = None,
   ) -> Ranking:
     scores = score_items(model, params, attributes, batch)
     excluded = jnp.where(batch.history_mask, batch.history_items, -1)
@@ -63,6 +69,17 @@ def make_ranker(
       excluded = exclude_items
     if not decoding.exclude_history:
       excluded = excluded[:, :0]
+    if decoding.transition_weight:
+      followers = transitions_lib.after(
+        transitions, batch.history_items, batch.history_mask, excluded
+      )
+      scores = without(scores, excluded)
+      scores = transitions_lib.mix(
+        scores,
+        scores > -jnp.inf,
+        transitions_lib.of_items(followers, scores.shape[1]),
+        weight=decoding.transition_weight,
+      )
     return best_items(scores, excluded, top_k=top_k)
 
   return jax.jit(rank)
@@ -105,6 +122,16 @@ def score_items(
   return jax.nn.log_softmax(scores + output.bias[None], axis=-1)
 
 
+def without(
+  scores: Float[Array, 'B I'], excluded: Int[Array, 'B X']
+) -> Float[Array, 'B I']:
+  """Returns the scores, -inf for excluded items; -1 excludes nothing."""
+  rows = jnp.arange(scores.shape[0])[:, None]
+  # A negative place would count from the end; one beyond it is dropped.
+  places = jnp.where(excluded >= 0, excluded, scores.shape[1])
+  return scores.at[rows, places].set(-jnp.inf, mode='drop')
+
+
 def best_items(
   scores: Float[Array, 'B I'],
   excluded: Int[Array, 'B X'],
@@ -118,12 +145,9 @@ def best_items(
     excluded: dense items per user, repeats allowed; -1: none. [B, X]
     top_k: length of the list (K), filled up where the catalogue is shorter.
   """
-  num_items = scores.shape[1]
-  rows = jnp.arange(scores.shape[0])[:, None]
-  # A negative place would count from the end; one beyond it is dropped.
-  places = jnp.where(excluded >= 0, excluded, num_items)
-  scores = scores.at[rows, places].set(-jnp.inf, mode='drop')
-  best, items = lax.top_k(scores, min(top_k, num_items))
+  best, items = lax.top_k(
+    without(scores, excluded), min(top_k, scores.shape[1])
+  )
   fill = ((0, 0), (0, top_k - best.shape[1]))
   best = jnp.pad(best, fill, constant_values=-jnp.inf)
   valid = best > -jnp.inf

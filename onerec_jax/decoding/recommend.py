@@ -24,6 +24,7 @@ from onerec_jax import config
 from onerec_jax.decoding import beam_search
 from onerec_jax.decoding import constraints
 from onerec_jax.decoding import generation
+from onerec_jax.decoding import transitions as transitions_lib
 from onerec_jax.model import encoder_input
 from onerec_jax.model import onerec
 from onerec_jax.ops import history as history_ops
@@ -39,7 +40,8 @@ class Recommendations(NamedTuple):
 
   items: Int[Array, 'B K']  # dense items, best first, none twice; -1: no item
   # Log-probability of the session it came from; with decoding.item_weight
-  # above 0 plus the weighted score of the item.
+  # above 0 plus the weighted score of the item; with decoding.transition_weight
+  # above 0 the log-probability among the hypotheses, counts included.
   scores: Float[Array, 'B K']
   valid: Bool[Array, 'B K']
   # The session that each hypothesis stands for: the first item of every ID
@@ -53,7 +55,8 @@ class Recommendations(NamedTuple):
 
 
 # (params, router_bias [layers, E], catalogue, trie, batch,
-#  exclude_items [B, X] | None = None) -> Recommendations
+#  exclude_items [B, X] | None = None,
+#  transitions | None = None) -> Recommendations
 Recommend = Callable[..., Recommendations]
 
 
@@ -67,6 +70,7 @@ def make_recommender(
   refreshed catalogue of the same capacity run without compiling.
   `exclude_items` (dense, -1 = none) replaces the history as the items that are
   not recommended again; it counts only if decoding.exclude_history.
+  `transitions` must be given if decoding.transition_weight is above 0.
 
   Args:
     model: the OneRec module.
@@ -82,6 +86,7 @@ def make_recommender(
     trie: prefix_trie.PrefixTrie,
     batch: batch_lib.SessionBatch,
     exclude_items: Int[Array, 'B X'] | None = None,
+    transitions: transitions_lib.Transitions | None = None,
   ) -> Recommendations:
     started = start(
       model, params, router_bias, catalogue, batch, decoding=decoding
@@ -114,8 +119,37 @@ def make_recommender(
         router_bias,
         method='item_scores',
       )
-      hypotheses = add_scores(hypotheses, decoding.item_weight * scores)
+      hypotheses = by_scores(
+        hypotheses, hypotheses.log_probs + decoding.item_weight * scores
+      )
+    if decoding.transition_weight:
+      hypotheses = _with_transitions(
+        hypotheses, transitions, trie, catalogue, batch, excluded
+      )
     return rank_items(trie, hypotheses, excluded, top_k=top_k)
+
+  def _with_transitions(
+    hypotheses: beam_search.BeamResult,
+    transitions: transitions_lib.Transitions | None,
+    trie: prefix_trie.PrefixTrie,
+    catalogue: batch_lib.Catalogue,
+    batch: batch_lib.SessionBatch,
+    excluded: Int[Array, 'B X'],
+  ) -> beam_search.BeamResult:
+    followers = transitions_lib.after(
+      transitions, batch.history_items, batch.history_mask, excluded
+    )
+    counted = transitions_lib.of_ids(
+      followers, trie, catalogue.codes, hypotheses.leaves[:, :, 0]
+    )
+    # Of two distributions the geometric mean, as far as order goes.
+    own = hypotheses.log_probs / (1 + decoding.item_weight)
+    return by_scores(
+      hypotheses,
+      transitions_lib.mix(
+        own, hypotheses.valid, counted, weight=decoding.transition_weight
+      ),
+    )
 
   return jax.jit(recommend)
 
@@ -187,17 +221,17 @@ def start(
   return Started(step_fn, cache, context)
 
 
-def add_scores(
+def by_scores(
   hypotheses: beam_search.BeamResult, scores: Float[Array, 'B W']
 ) -> beam_search.BeamResult:
-  """Returns the hypotheses, best first by log-probability plus score.
+  """Returns the hypotheses with new scores for log-probabilities, best first.
 
   Args:
     hypotheses: in any order.
     scores: finite where valid; others stay last.
   """
-  total = jnp.where(hypotheses.valid, hypotheses.log_probs + scores, -jnp.inf)
-  best, order = lax.top_k(total, total.shape[1])
+  scores = jnp.where(hypotheses.valid, scores, -jnp.inf)
+  best, order = lax.top_k(scores, scores.shape[1])
   return hypotheses._replace(
     codes=jnp.take_along_axis(
       hypotheses.codes, order[:, :, None, None], axis=1

@@ -4,6 +4,7 @@ The model and the counting floors answer the same users from the same
 histories and are judged by the same code (comparison.py).  Trains nothing.
 """
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from onerec_jax.stages import session_comparison
 from onerec_jax.stages import trained as trained_lib
 
 OURS, BEFORE = predictions.OURS, predictions.BEFORE
+ALONE = predictions.ALONE
 _TITLES = {
   'onerec': 'OneRec',
   'sasrec': 'SASRec',
@@ -71,6 +73,15 @@ def run(
     )
     decoded[name] = ranking.rank_users(model, store, cases, settings)
     titles[name] = _title(experiment, model, aligned=name != BEFORE)
+  if settings.decoding.transition_weight and BEFORE not in models:
+    alone = dataclasses.replace(settings.decoding, transition_weight=0.0)
+    decoded[ALONE] = ranking.rank_users(
+      trained, store, cases, dataclasses.replace(settings, decoding=alone)
+    )
+    titles[ALONE] = (
+      f'{_TITLES[trained.experiment.architecture]} alone',
+      'the same model without counted transitions',
+    )
   ours = decoded[OURS].answers
   lists = {name: found.answers.items for name, found in decoded.items()}
   for floor in ranking.fit_floors(workdir):
@@ -84,7 +95,7 @@ def run(
   figures = comparison.compare(
     lists,
     ours=OURS,
-    before=BEFORE if BEFORE in models else None,
+    before=predictions.earlier(decoded),
     targets=cases.targets,
     target_mask=cases.target_mask,
     previous=cases.previous,
@@ -187,10 +198,14 @@ def _title(
       f'{experiment.reinforce.num_steps} steps, groups of'
       f' {settings.group_size} by {settings.rollouts}'
     )
-  if not names:
-    return title, f'checkpoint of step {model.step}'
-  if not aligned:
+  if names and not aligned:
     return f'{title}, pre-trained', f'step {model.step}, not trained further'
+  if not names:
+    texts.append(f'checkpoint of step {model.step}')
+  counts = experiment.evaluate.decoding.transition_weight
+  if counts:
+    names.append('transitions')
+    texts.append(f'counted transitions, weight {counts:g}')
   return ' + '.join((title, *names)), '; '.join(texts)
 
 

@@ -118,10 +118,10 @@ def _export(
     function = catalogue_ranking.make_ranker(
       model, settings, top_k=manifest.top_k
     )
-    state = t.params, t.attributes
+    state = (t.params, t.attributes), t.transitions
   else:
     function = decoding.make_recommender(model, settings, top_k=manifest.top_k)
-    state = t.params, t.router_bias, t.catalogue, t.trie
+    state = (t.params, t.router_bias, t.catalogue, t.trie), t.transitions
   leaves, structure = jax.tree.flatten(state)
   leaves = jax.device_get(leaves)  # of whatever mesh it was restored on
   session = (manifest.batch_size, t.experiment.data.sessions.items_per_session)
@@ -138,7 +138,8 @@ def _export(
       target_mask=jax.numpy.zeros(session, bool),
       example_mask=jax.numpy.ones(manifest.batch_size, bool),
     )
-    found = function(*structure.unflatten(leaves), batch, inputs.excluded)
+    arguments, transitions = structure.unflatten(leaves)
+    found = function(*arguments, batch, inputs.excluded, transitions)
     return found.items, found.scores
 
   made = jax.export.export(jax.jit(program), platforms=exported.PLATFORMS)

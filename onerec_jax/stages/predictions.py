@@ -4,6 +4,7 @@ predictions.parquet, a random sample of users in words, and the table on the
 terminal.  Computes no figure.
 """
 
+from collections.abc import Container
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,13 @@ from onerec_jax.stages import trained as trained_lib
 # Method names in result.json.
 OURS = 'onerec'
 BEFORE = 'pretrained'  # ours before alignment
+ALONE = 'without_transitions'  # ours without counts in its lists
+
+
+def earlier(methods: Container[str]) -> str | None:
+  """Returns which method ours went on from and is compared to, if any."""
+  return next((m for m in (BEFORE, ALONE) if m in methods), None)
+
 
 _HISTORY_SHOWN, _LIST_SHOWN = 6, 10  # items of an example user
 

@@ -37,6 +37,7 @@ from onerec_jax.objectives import pretrain as objective_lib
 from onerec_jax.objectives import sequential as sequential_objective
 from onerec_jax.semantic_ids import prefix_trie
 from onerec_jax.semantic_ids import table
+from onerec_jax.stages import counted_transitions
 from onerec_jax.stages import sequential
 from onerec_jax.stages import starting_vectors
 from onerec_jax.stages import training_setup
@@ -255,6 +256,9 @@ def _make_onerec(
   recommender = recommend.make_recommender(
     model, experiment.evaluate.decoding, top_k=_TOP_K
   )
+  transitions = counted_transitions.read(
+    experiment.evaluate.decoding, workdir, mesh
+  )
   return _Learner(
     boxes=onerec.abstract_params(model),
     model_state=onerec.initial_router_bias(experiment.model),
@@ -262,7 +266,9 @@ def _make_onerec(
     frozen=objective_lib.make_frozen(model, catalogue, trie),
     semantic_ids=ids.digest(),
     rank=lambda params, router_bias, batch, seen: (
-      recommender(params, router_bias, catalogue, trie, batch, seen).items
+      recommender(
+        params, router_bias, catalogue, trie, batch, seen, transitions
+      ).items
     ),
     flops=functools.partial(
       _train_flops,
@@ -287,6 +293,9 @@ def _make_baseline(
   ranker = catalogue_ranking.make_ranker(
     model, experiment.evaluate.decoding, top_k=_TOP_K
   )
+  transitions = counted_transitions.read(
+    experiment.evaluate.decoding, workdir, mesh
+  )
   return _Learner(
     boxes=sequence_model.abstract_params(model),
     model_state=None,
@@ -294,7 +303,7 @@ def _make_baseline(
     frozen={'attributes': attributes},
     semantic_ids=None,
     rank=lambda params, _, batch, seen: (
-      ranker(params, attributes, batch, seen).items
+      ranker(params, attributes, batch, seen, transitions).items
     ),
     flops=functools.partial(sequential.train_flops, model),
   )

@@ -10,6 +10,13 @@ from onerec_jax.stages import predictions
 from onerec_jax.stages import report_figures as figures
 from onerec_jax.stages import report_words as words
 
+# What the light bar is, by the method that ours went on from.
+_EARLIER = {
+  predictions.BEFORE: ' Light: the same model before {}, which is no floor.',
+  predictions.ALONE: ' Light: the same model without counts.',
+  None: '',
+}
+
 
 def results(
   result: Mapping[str, Any],
@@ -29,22 +36,19 @@ def results(
   methods, scores = result['methods'], result['metrics']
   bars = [(methods[m]['title'], scores[m][recall]) for m in scores]
   ours = methods[predictions.OURS]['title']
+  earlier = predictions.earlier(scores)
   pictures.add(
     'recall',
     figures.method_bars(
       bars,
       ours=ours,
       label=f'Recall@{k}',
-      before=methods.get(predictions.BEFORE, {}).get('title'),
+      before=methods[earlier]['title'] if earlier else None,
     ),
     alt=f'Recall@{k}: '
     + ', '.join(f'{name} {words.four(v["mean"])}' for name, v in bars),
     caption=f'Recall@{k} by item with 95 % intervals.'
-    + (
-      f' Light: the same model before {cause.lower()}, which is no floor.'
-      if predictions.BEFORE in scores
-      else ''
-    ),
+    + _EARLIER[earlier].format(cause.lower()),
   )
   entropy, sizes = result['entropy_per_level'], result['codes_per_level']
   if entropy:  # a model that ranks items has no levels
@@ -109,10 +113,10 @@ def results(
 
 
 def _by_score(result: Mapping[str, Any]) -> list[str]:
-  """Returns the methods: ours, ours before alignment, then the best first."""
+  """Returns the methods: ours, what it went on from, then the best first."""
   recall = f'recall@{result["headline_k"]}'
   scores = result['metrics']
-  first = {predictions.OURS: 0, predictions.BEFORE: 1}
+  first = {predictions.OURS: 0, predictions.earlier(scores): 1}
   return sorted(
     scores, key=lambda m: (first.get(m, 2), -scores[m][recall]['mean'])
   )
@@ -136,17 +140,19 @@ def _verdict(
 
 
 def _alignment(result: Mapping[str, Any], metric: str, cause: str) -> str:
-  """Returns what `cause` did to the ranking; '' where nothing came between."""
+  """Returns what was added to the ranking; '' where nothing was."""
   differences = result.get('difference_to_before')
   if not differences:
     return ''
   difference = differences[metric]
   verb = {1: 'raised', -1: 'lowered', 0: 'did not clearly change'}
+  counted = predictions.earlier(result['metrics']) == predictions.ALONE
   return (
-    f'{cause} {verb[words.direction(difference)]} {words.label(metric)}:'
+    f'{"Counted transitions" if counted else cause}'
+    f' {verb[words.direction(difference)]} {words.label(metric)}:'
     f' {words.signed(difference["mean"])}, 95 % interval'
-    f' {words.signed_bounds(difference)} (paired over users). It is trained'
-    ' for rewards, not for this ranking.'
+    f' {words.signed_bounds(difference)} (paired over users).'
+    + ('' if counted else ' It is trained for rewards, not for this ranking.')
   )
 
 
@@ -193,10 +199,11 @@ def slices(
   k = result['headline_k']
   recall = f'recall@{k}'
   best = result['best_floor']
+  earlier = predictions.earlier(result['metrics'])
   compared = {
     m: result['methods'][m]['title']
-    for m in (predictions.OURS, predictions.BEFORE, best)
-    if m in result['metrics']
+    for m in (predictions.OURS, earlier, best)
+    if m is not None
   }
   tables = []
   for number, (title, rows) in enumerate(
@@ -218,7 +225,7 @@ def slices(
         methods=compared,
         metric=recall,
         label=f'Recall@{k}',
-        before=predictions.BEFORE,
+        before=earlier,
       ),
       alt=f'Recall@{k} by {title}, ours against the best floor. '
       + '; '.join(parts),

@@ -26,6 +26,7 @@ from onerec_jax.data import catalog
 from onerec_jax.data import examples
 from onerec_jax.decoding import catalogue_ranking
 from onerec_jax.decoding import recommend as decoding
+from onerec_jax.decoding import transitions as transitions_lib
 from onerec_jax.model import onerec
 from onerec_jax.model import parameters
 from onerec_jax.model import sequential as sequence_model
@@ -34,6 +35,7 @@ from onerec_jax.objectives import pretrain as onerec_objective
 from onerec_jax.objectives import sequential as sequential_objective
 from onerec_jax.semantic_ids import prefix_trie
 from onerec_jax.semantic_ids import table
+from onerec_jax.stages import counted_transitions
 from onerec_jax.stages import pretrain
 from onerec_jax.stages import sequential
 from onerec_jax.stages import training_setup
@@ -56,6 +58,8 @@ class Trained(NamedTuple):
   catalogue: batch_lib.Catalogue  # on the mesh
   trie: prefix_trie.PrefixTrie
   attributes: sequence_model.ItemAttributes | None  # fdsa only
+  # Where evaluate.decoding has counts take part in lists.
+  transitions: transitions_lib.Transitions | None
   contexts: examples.Contexts | None  # what it reads of users; pathways only
   mesh: Mesh
   step: int
@@ -150,6 +154,9 @@ def load(
       )
     ),
     attributes=place(attributes),
+    transitions=counted_transitions.read(
+      experiment.evaluate.decoding, workdir, mesh
+    ),
     contexts=None if pathways is None else pathways.contexts,
     mesh=mesh,
     step=restored.step,
@@ -293,8 +300,8 @@ class Recommender:
 
     Args:
       trained: from `load`.
-      settings: beams, constraint, exclusions; of these, baselines know the
-        exclusions.
+      settings: beams, constraint, exclusions, weight of counts; of these,
+        baselines know the last two.
       top_k: items per user (K).
       batch_size: rows wanted per call.
       max_excluded: most items that any user will exclude.
@@ -327,7 +334,13 @@ class Recommender:
       return self._rank(placed, excluded)
     result = sharding.gather(
       self._function(
-        t.params, t.router_bias, t.catalogue, t.trie, placed, excluded
+        t.params,
+        t.router_bias,
+        t.catalogue,
+        t.trie,
+        placed,
+        excluded,
+        t.transitions,
       )
     )
     return Answers(
@@ -341,7 +354,7 @@ class Recommender:
   def _rank(self, placed: Any, excluded: Any) -> Answers:
     t = self._trained
     result = sharding.gather(
-      self._function(t.params, t.attributes, placed, excluded)
+      self._function(t.params, t.attributes, placed, excluded, t.transitions)
     )
     listed = np.asarray(result.valid).sum(axis=1)
     return Answers(

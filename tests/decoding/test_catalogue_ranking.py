@@ -10,6 +10,7 @@ import pytest
 from onerec_jax import batch as batch_lib
 from onerec_jax import config
 from onerec_jax.decoding import catalogue_ranking
+from onerec_jax.decoding import transitions
 from onerec_jax.model import parameters
 from onerec_jax.model import sequential
 
@@ -101,6 +102,38 @@ def test_the_list_is_a_sort_of_all_scores_without_the_excluded(kind):
       np.testing.assert_allclose(
         found.scores[row, : len(order)], log_probs[row, order], rtol=1e-5
       )
+
+
+def test_counts_are_mixed_into_the_probabilities_of_what_is_left():
+  model, params, attributes = _setup('sasrec')
+  batch = _users([[3, 4, 5], [7, 9, 9], [2, 9, 9]], [3, 1, 1])
+  counts = transitions.Transitions.of_rows(
+    np.arange(_ITEMS + 1),
+    (np.arange(_ITEMS) + 1) % _ITEMS,  # every item leads to the next one
+    np.ones(_ITEMS),
+    history_items=1,
+    history_decay=1.0,
+  )
+  settings = config.DecodingConfig(transition_weight=0.25)
+  rank = catalogue_ranking.make_ranker(model, settings, top_k=_ITEMS)
+  found = rank(params, attributes, batch, transitions=counts)
+  log_probs = jax.jit(catalogue_ranking.score_items, static_argnums=0)(
+    model, params, attributes, batch
+  )
+  for row, (seen, after) in enumerate([([3, 4, 5], 6), ([7], 8), ([2], 3)]):
+    want = np.exp(np.asarray(log_probs[row], np.float64))
+    want[seen] = 0
+    want *= 0.75 / want.sum()
+    if after < _ITEMS:
+      want[after] += 0.25
+    left = _ITEMS - len(seen)
+    np.testing.assert_array_equal(
+      found.items[row][:left], np.argsort(-want)[:left]
+    )
+    np.testing.assert_allclose(
+      np.exp(found.scores[row][:left]), np.sort(want)[::-1][:left], rtol=1e-4
+    )
+    assert np.all(np.asarray(found.items[row][left:]) == -1)
 
 
 @pytest.mark.parametrize('kind', _KINDS)

@@ -1,4 +1,4 @@
-"""Lists by scores of whole items beside the probabilities of their codes."""
+"""Lists by item scores and counts beside the probabilities of codes."""
 
 import functools
 
@@ -11,6 +11,7 @@ from onerec_jax import batch as batch_lib
 from onerec_jax import config
 from onerec_jax.decoding import beam_search
 from onerec_jax.decoding import recommend
+from onerec_jax.decoding import transitions
 from onerec_jax.model import encoder_input
 from onerec_jax.model import onerec
 from onerec_jax.model import parameters
@@ -63,13 +64,13 @@ def case():
   return model, params, bias, codes, trie, users
 
 
-def _recommend(case, **decoding):
+def _recommend(case, *, counts=None, **decoding):
   model, params, bias, codes, trie, users = case
   recommender = recommend.make_recommender(
     model, config.DecodingConfig(num_beams=30, **decoding), top_k=_NUM_ITEMS
   )
   catalogue = batch_lib.Catalogue(jnp.asarray(codes))
-  return recommender(params, bias, catalogue, trie, users)
+  return recommender(params, bias, catalogue, trie, users, transitions=counts)
 
 
 def _forced_scores(case, *, split):
@@ -127,6 +128,45 @@ def test_hypotheses_are_ranked_by_codes_and_item_together(case, split):
   assert moved > 10  # else the scores would not have been asked
 
 
+@pytest.mark.parametrize('item_weight', [0.0, 2.0])
+def test_counted_transitions_are_mixed_into_the_list(case, item_weight):
+  rng = np.random.default_rng(2)
+  offsets = np.arange(0, 3 * _NUM_ITEMS + 1, 3)
+  counts = transitions.Transitions.of_rows(
+    offsets,
+    rng.integers(0, _NUM_ITEMS, 3 * _NUM_ITEMS),
+    rng.uniform(1, 2, 3 * _NUM_ITEMS),
+    history_items=2,
+    history_decay=0.5,
+  )
+  users = case[-1]
+  alone = _recommend(case, item_weight=item_weight)
+  both = _recommend(
+    case, item_weight=item_weight, transition_weight=0.6, counts=counts
+  )
+  moved = 0
+  for row in range(2):
+    seen = np.asarray(users.history_items[row])[users.history_mask[row]]
+    left = _NUM_ITEMS - len(seen)
+    items = np.asarray(alone.items[row])[:left]
+    own = np.asarray(alone.scores[row])[:left] / (1 + item_weight)
+    own = np.exp(own) / np.exp(own).sum()
+    share = np.zeros(_NUM_ITEMS)
+    for ago, item in enumerate(seen[::-1][:2]):
+      near, kept = counts.successors[item], counts.weights[item]
+      np.add.at(share, near[near >= 0], 0.5**ago * kept[near >= 0])
+    share = share[items] / share[items].sum()
+    want = 0.4 * own + 0.6 * share
+    order = np.argsort(-want, kind='stable')
+    np.testing.assert_array_equal(both.items[row][:left], items[order])
+    np.testing.assert_allclose(
+      np.exp(both.scores[row][:left]), want[order], rtol=1e-3, atol=1e-6
+    )
+    assert np.all(np.asarray(both.items[row])[left:] == -1)
+    moved += (order != np.arange(left)).sum()
+  assert moved > 10  # else the counts would not have been asked
+
+
 def test_invalid_hypotheses_stay_last_and_ties_keep_their_order():
   valid = np.array([[True, True, True, False]])
   hypotheses = beam_search.BeamResult(
@@ -136,7 +176,7 @@ def test_invalid_hypotheses_stay_last_and_ties_keep_their_order():
     valid=jnp.asarray(valid),
     entropy=jnp.zeros((1, 1)),
   )
-  found = recommend.add_scores(hypotheses, jnp.array([[0.0, 3.0, 2.0, 9.0]]))
+  found = recommend.by_scores(hypotheses, jnp.array([[-1.0, 1.0, -1.0, 9.0]]))
   np.testing.assert_array_equal(found.codes.ravel(), [1, 0, 2, 3])
   np.testing.assert_array_equal(found.leaves.ravel(), [1, 0, 2, 3])
   np.testing.assert_array_equal(found.log_probs, [[1.0, -1.0, -1.0, -np.inf]])

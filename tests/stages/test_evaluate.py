@@ -1,5 +1,6 @@
 """Stage evaluate and the comparison of methods."""
 
+import dataclasses
 import io
 import json
 
@@ -8,6 +9,7 @@ import pytest
 import rich.console
 
 from onerec_jax import metrics
+from onerec_jax import workdir as workdir_lib
 from onerec_jax.data import catalog
 from onerec_jax.semantic_ids import table
 from onerec_jax.stages import comparison
@@ -140,6 +142,31 @@ def test_example_users_show_history_targets_and_list(outcome):
     assert scores == sorted(scores, reverse=True)
 
 
+def test_lists_with_counts_stand_beside_those_without(
+  outcome, with_settings, tmp_path
+):
+  experiment, workdir, alone = outcome
+  decoding = dataclasses.replace(
+    experiment.evaluate.decoding, transition_weight=0.9
+  )
+  place = workdir_lib.Workdir(
+    tmp_path,
+    folders={
+      stage: workdir.folder(stage)
+      for stage in ('prepare', 'embed', 'tokenize', 'pretrain')
+    },
+  )
+  result = evaluate.run(with_settings(experiment, decoding=decoding), place)
+  assert json.loads(json.dumps(result, allow_nan=False)) == result
+  assert list(result['metrics'])[:2] == ['onerec', 'without_transitions']
+  assert result['metrics']['without_transitions'] == alone['metrics']['onerec']
+  assert result['metrics']['onerec'] != alone['metrics']['onerec']
+  assert result['best_floor'] == alone['best_floor']
+  assert 'recall@10' in result['difference_to_before']
+  assert result['methods']['onerec']['title'] == 'OneRec + transitions'
+  assert result['methods']['without_transitions']['title'] == 'OneRec alone'
+
+
 def test_fewer_users_are_evaluated_where_that_is_asked(tiny_run, with_settings):
   experiment, workdir = tiny_run
   result = evaluate.run(with_settings(experiment, max_examples=5), workdir)
@@ -147,8 +174,6 @@ def test_fewer_users_are_evaluated_where_that_is_asked(tiny_run, with_settings):
 
 
 def test_changed_model_settings_are_named_and_the_trained_ones_used(tiny_run):
-  import dataclasses
-
   experiment, workdir = tiny_run
   model = dataclasses.replace(experiment.model, embed_dim=16)
   found = trained.load(
@@ -159,8 +184,6 @@ def test_changed_model_settings_are_named_and_the_trained_ones_used(tiny_run):
 
 
 def test_a_missing_checkpoint_names_the_stage_to_run(tiny_run, tmp_path):
-  from onerec_jax import workdir as workdir_lib
-
   experiment, _ = tiny_run
   with pytest.raises(FileNotFoundError, match='tokenize'):
     evaluate.run(experiment, workdir_lib.Workdir(tmp_path))

@@ -139,6 +139,22 @@ def test_what_was_met_may_come_again_where_the_settings_say_so(
   assert {a.item_id for a in answer} >= set(items[:3])
 
 
+def test_counted_transitions_go_with_the_program(
+  small_batches, with_settings, tmp_path, items
+):
+  experiment, workdir = small_batches
+  decoding = dataclasses.replace(
+    experiment.evaluate.decoding, transition_weight=0.9
+  )
+  counted = with_settings(experiment, decoding=decoding)
+  export.run(counted, workdir, top_k=_TOP_K, output=tmp_path)
+  (answer,) = exported.load(tmp_path).recommend([items[:3]])
+  names, scores = _by_command((counted, workdir), items[:3])
+  assert [a.item_id for a in answer] == names
+  np.testing.assert_allclose([a.score for a in answer], scores, rtol=1e-5)
+  assert scores != _by_command(small_batches, items[:3])[1]
+
+
 # --- Files ------------------------------------------------------------------
 
 
