@@ -4,18 +4,21 @@ Catches the compiler's out-of-memory error, which is a verdict; refuses flags
 the compiler refuses, and says which.
 """
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import os
 import pickle
 import re
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 from absl import logging
 from etils import epath
 from jax.experimental import serialize_executable
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
 from onerec_jax import accelerators
@@ -132,7 +135,10 @@ def compile_on_mesh(
   start = time.perf_counter()
   compiled = memory = found = None
   try:
-    compiled = lowered.compile(compiler_options=dict(flags) if flags else None)
+    with _without_cache():
+      compiled = lowered.compile(
+        compiler_options=dict(flags) if flags else None
+      )
   except jax.errors.JaxRuntimeError as error:
     memory = oom_memory(str(error))
     if memory is None:
@@ -169,6 +175,24 @@ def compile_on_mesh(
     ),
     compiled,
   )
+
+
+@contextlib.contextmanager
+def _without_cache() -> Iterator[None]:
+  """Compiles afresh, as what is timed and written must be.
+
+  On CPUs, what was read from the cache of compiled programs cannot be written:
+  when it is read back, functions are missing (jax 0.10.2).
+  """
+  name = 'jax_enable_compilation_cache'
+  before = bool(getattr(jax.config, name))
+  jax.config.update(name, False)
+  compilation_cache.reset_cache()  # whether it is used is decided once
+  try:
+    yield
+  finally:
+    jax.config.update(name, before)
+    compilation_cache.reset_cache()
 
 
 def oom_memory(message: str) -> dict[str, float] | None:

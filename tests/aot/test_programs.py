@@ -153,6 +153,14 @@ def test_assumed_users_have_the_context_that_the_encoder_expects():
   assert users.context.features.shape == (4, 1)
 
 
+def test_counted_transitions_are_among_the_arguments_of_decoding():
+  alone = _build('decode')
+  counted = _build('decode', evaluate={'decoding': {'transition_weight': 0.5}})
+  extra = counted.arguments[len(alone.arguments) :]
+  assert [x.shape for x in jax.tree.leaves(extra)] == [(_ITEMS, 64)] * 2
+  counted.function.lower(*counted.arguments)
+
+
 def test_an_unknown_mode_and_a_batch_that_does_not_divide_are_refused():
   with pytest.raises(ValueError, match=r'--mode=serve is not one of train'):
     _build('serve')
