@@ -75,13 +75,15 @@ def get_config(variant: str = 'beauty') -> ml_collections.ConfigDict:
   config.model.history_recency = True
   config.model.normalise_over = 'catalogue'
   config.model.code_init = 'codebook'
+  config.model.id_buckets = 2**16
   config.model.moe.num_experts = 8
   config.model.moe.expert_dim = 256
   config.model.scan_layers = False
 
   config.pretrain.batch_size = 256
-  config.pretrain.num_steps = 4000
+  config.pretrain.num_steps = 2500
   config.pretrain.ntp_reduction = 'mean'
+  config.pretrain.item_loss_weight = 0.5
   config.pretrain.ema_decay = 0.998
   config.pretrain.optimizer.name = 'adamw'
   config.pretrain.optimizer.peak_learning_rate = 3e-3
@@ -98,4 +100,6 @@ def get_config(variant: str = 'beauty') -> ml_collections.ConfigDict:
 
   config.evaluate.batch_size = 128
   config.evaluate.decoding.continue_items = 1
+  config.evaluate.decoding.item_weight = 1.0
+  config.evaluate.decoding.transition_weight = 0.5
   return config
