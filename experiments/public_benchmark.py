@@ -41,7 +41,7 @@ VARIANTS = ('beauty', 'sports', 'small', 'tuning', 'rehearsal')
 BASE = 'OneRec'
 # TIGER's learning rate does not depend on how many steps follow, and on Beauty
 # it overfits from 20,000 on: these are the first of its 200,000.
-_STEPS = {'TIGER': 30_000, 'SASRec': 8000, BASE: 4000}
+_STEPS = {'TIGER': 30_000, 'SASRec': 8000, BASE: 2500}
 _FEW_STEPS = {'TIGER': 4000, 'SASRec': 2000, BASE: 2000}
 _FEWEST_STEPS = dict.fromkeys(_STEPS, 20)
 # Learning rate, dropout.
@@ -85,19 +85,35 @@ def get_config(variant: str = 'beauty') -> ml_collections.ConfigDict:
     steps = _FEWEST_STEPS
   config.pretrain.num_steps = steps['TIGER']
   name = data.capitalize()
-  # What a short window should see first stands first.
+  onerec, sasrec = (
+    onerec_amazon.get_config(data),
+    sasrec_amazon.get_config(data),
+  )
+  trained = {
+    BASE: {'pretrain': _training(variant, steps[BASE])},
+    'SASRec': {'pretrain': _training(variant, steps['SASRec'])},
+  }
+  counted = onerec.evaluate.decoding.transition_weight
+  # What a short window should see first stands first.  Rows that differ in
+  # their decoding alone share one training.
   config.sweep.rows = (
+    recipe_rows.row(BASE, onerec, config, **trained[BASE]),
     recipe_rows.row(
-      BASE,
-      onerec_amazon.get_config(data),
+      f'{BASE}, the model alone',
+      onerec,
       config,
-      pretrain=_training(variant, steps[BASE]),
+      evaluate={'decoding': {'transition_weight': 0.0}},
+      **trained[BASE],
     ),
     recipe_rows.row(
-      'SASRec, cross-entropy',
-      sasrec_amazon.get_config(data),
+      'SASRec, cross-entropy', sasrec, config, **trained['SASRec']
+    ),
+    recipe_rows.row(
+      'SASRec, cross-entropy, and transitions',
+      sasrec,
       config,
-      pretrain=_training(variant, steps['SASRec']),
+      evaluate={'decoding': {'transition_weight': counted}},
+      **trained['SASRec'],
     ),
     {'name': 'TIGER', 'published': f'{name}/TIGER', 'overrides': {}},
     recipe_rows.row(
@@ -105,7 +121,7 @@ def get_config(variant: str = 'beauty') -> ml_collections.ConfigDict:
       sasrec_amazon.get_config(f'{data}_bce'),
       config,
       published=f'{name}/SASRec',
-      pretrain=_training(variant, steps['SASRec']),
+      **trained['SASRec'],
     ),
   )
   return config

@@ -14,6 +14,7 @@ from experiments import tiger_amazon
 from onerec_jax import config
 from onerec_jax.model import flops
 from onerec_jax.semantic_ids import vocabulary
+from onerec_jax.stages import runner
 from onerec_jax.stages import sweep
 
 
@@ -32,11 +33,14 @@ def _alone(recipe, *, steps):
   )
 
 
+# Recipe, its variant, steps, and the weight of counts where it is another.
 _RECIPES = {
-  'OneRec': (onerec_amazon, '', 4000),
-  'SASRec, cross-entropy': (sasrec_amazon, '', 8000),
-  'TIGER': (tiger_amazon, '', 30_000),
-  'SASRec, as published': (sasrec_amazon, '_bce', 8000),
+  'OneRec': (onerec_amazon, '', 2500, None),
+  'OneRec, the model alone': (onerec_amazon, '', 2500, 0.0),
+  'SASRec, cross-entropy': (sasrec_amazon, '', 8000, None),
+  'SASRec, cross-entropy, and transitions': (sasrec_amazon, '', 8000, 0.5),
+  'TIGER': (tiger_amazon, '', 30_000, None),
+  'SASRec, as published': (sasrec_amazon, '_bce', 8000, None),
 }
 
 
@@ -44,14 +48,30 @@ _RECIPES = {
 def test_every_row_is_its_recipe_but_for_the_steps(data):
   found = _experiments(public_benchmark.get_config(data))
   assert list(found) == list(_RECIPES)
-  for name, (module, suffix, steps) in _RECIPES.items():
+  for name, (module, suffix, steps, counts) in _RECIPES.items():
     alone = _alone(module.get_config(data + suffix), steps=steps)
     row = found[name]
     for field in ('architecture', 'data', 'embed', 'tokenizer', 'pretrain'):
       assert getattr(row, field) == getattr(alone, field), (name, field)
     model = 'model' if row.architecture == 'onerec' else 'sequential'
     assert getattr(row, model) == getattr(alone, model)
-    assert row.evaluate.decoding == alone.evaluate.decoding
+    decoding = alone.evaluate.decoding
+    if counts is not None:
+      decoding = dataclasses.replace(decoding, transition_weight=counts)
+    assert row.evaluate.decoding == decoding
+
+
+def test_rows_that_differ_in_their_decoding_alone_train_once():
+  found = _experiments(public_benchmark.get_config('beauty'))
+  for one, other in (
+    ('OneRec', 'OneRec, the model alone'),
+    ('SASRec, cross-entropy', 'SASRec, cross-entropy, and transitions'),
+  ):
+    first, second = (
+      runner.stage_digest(found[n], 'pretrain') for n in (one, other)
+    )
+    assert first == second
+    assert found[one].evaluate != found[other].evaluate
 
 
 def test_what_the_command_line_changes_reaches_the_rows():
@@ -118,6 +138,12 @@ def test_codes_are_compared_at_one_size():
   assert set(sizes.values()) == {(3, 256)}
   assert len({e.tokenizer.quantizer for e in found.values()}) == 3
   assert len({e.embed for e in found.values()}) == 1
+
+
+@pytest.mark.parametrize('variant', benchmark_ablations.VARIANTS)
+def test_the_model_alone_is_taken_apart(variant):
+  found = _experiments(benchmark_ablations.get_config(variant))
+  assert {e.evaluate.decoding.transition_weight for e in found.values()} == {0}
 
 
 def test_vectors_are_behaviour_text_and_both():

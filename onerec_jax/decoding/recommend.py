@@ -140,7 +140,7 @@ def make_recommender(
       transitions, batch.history_items, batch.history_mask, excluded
     )
     counted = transitions_lib.of_ids(
-      followers, trie, catalogue.codes, hypotheses.leaves[:, :, 0]
+      followers, trie, catalogue.codes, trie.lookup(hypotheses.codes[:, :, 0])
     )
     # Of two distributions the geometric mean, as far as order goes.
     own = hypotheses.log_probs / (1 + decoding.item_weight)
