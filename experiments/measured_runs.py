@@ -9,6 +9,7 @@ import os
 import pathlib
 import platform
 import subprocess
+from collections.abc import Mapping
 from typing import Any
 
 _ROOT = pathlib.Path(__file__).parent.parent
@@ -143,3 +144,18 @@ def read(name: str) -> dict[str, Any] | None:
   """Returns the figures of a run, None: it was not measured."""
   path = FOLDER / f'{name}.json'
   return json.loads(path.read_text()) if path.exists() else None
+
+
+def of_model(evaluated: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns title -> figures of the evaluated model, the final lists first.
+
+  With counted transitions in its lists the model alone comes second.
+
+  Args:
+    evaluated: result of the stage `evaluate`.
+  """
+  return {
+    evaluated['methods'][method]['title']: evaluated['metrics'][method]
+    for method in ('onerec', 'without_transitions')
+    if method in evaluated['methods']
+  }

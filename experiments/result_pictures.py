@@ -43,7 +43,7 @@ _SETS = (
   ('Amazon Beauty', 'onerec_amazon_beauty', 'sasrec_beauty', 'Beauty'),
   ('Amazon Sports', 'onerec_amazon_sports', 'sasrec_sports', 'Sports'),
 )
-_OURS, _SASREC = 'OneRec', 'SASRec, cross-entropy'
+_OURS = 'OneRec'  # what its titles begin with
 
 
 def next_item() -> Picture:
@@ -55,30 +55,33 @@ def next_item() -> Picture:
 def _next_item(
   title: str, ours: str, theirs: str, data: str
 ) -> dict[str, Any] | None:
-  runs = {_OURS: measured_runs.read(ours), _SASREC: measured_runs.read(theirs)}
-  runs = {name: run for name, run in runs.items() if run is not None}
-  if _OURS not in runs:
+  run, other = measured_runs.read(ours), measured_runs.read(theirs)
+  if run is None:
     return None
-  evaluated = runs[_OURS]['stages']['evaluate']
+  evaluated = run['stages']['evaluate']
+  trained = measured_runs.of_model(evaluated)
+  curves = {next(iter(trained)): run['curve']}
   floors = {
-    entry['title']: evaluated['metrics'][method]['recall@10']
+    entry['title']: evaluated['metrics'][method]
     for method, entry in evaluated['methods'].items()
-    if method != 'onerec'
+    if entry['title'] not in trained
   }
-  trained = {
-    name: run['stages']['evaluate']['metrics']['onerec']['recall@10']
-    for name, run in runs.items()
-  }
+  if other is not None:
+    beside = measured_runs.of_model(other['stages']['evaluate'])
+    trained |= beside
+    # Without counts while it was trained, whatever its lists have.
+    curves[list(beside)[-1]] = other['curve']
+  rows = {name: x['recall@10'] for name, x in (trained | floors).items()}
   return {
     'title': title,
-    'rows': {**trained, **floors},
+    'rows': rows,
     'published': {
       f'{method}, published': published.NEXT_ITEM[f'{data}/{method}'][
         'recall@10'
       ]
       for method in ('TIGER', 'SASRec')
     },
-    'curves': {name: run['curve'] for name, run in runs.items()},
+    'curves': curves,
   }
 
 
@@ -100,11 +103,13 @@ def _draw_bars(ax: mpl_axes.Axes, found: Mapping[str, Any]) -> None:
   ]
   rows.sort(key=lambda row: row[1])
   names, means, lows, highs = map(list, zip(*rows, strict=True))
+  ours = [name for name in found['rows'] if name.startswith(_OURS)]
   ax.barh(
     range(len(rows)),
     means,
     color=[
-      canvas.ACCENT if name == _OURS
+      canvas.ACCENT if name == ours[0]
+      else canvas.BEFORE if name in ours
       else 'none' if name in found['published']
       else canvas.PALE
       for name in names
@@ -120,7 +125,7 @@ def _draw_bars(ax: mpl_axes.Axes, found: Mapping[str, Any]) -> None:
       f'{mean:.3f}', (high, y), xytext=(4, 0), textcoords='offset points',
       va='center', fontsize=8,
     )  # fmt: skip
-  canvas.name_rows(ax, names, bold=(_OURS,))
+  canvas.name_rows(ax, names, bold=tuple(ours[:1]))
   ax.tick_params(axis='y', labelsize=8)
   ax.set_xlim(0, 1.2 * max(highs))
   ax.set_title(f'{found["title"]}: recall@10, 95 %')
@@ -133,7 +138,7 @@ def _draw_curves(
     ax.plot(
       [point['examples'] for point in curve],
       [point['recall@10'] for point in curve],
-      color=canvas.ACCENT if name == _OURS else canvas.MUTED,
+      color=canvas.ACCENT if name.startswith(_OURS) else canvas.MUTED,
       label=name,
     )
   ax.set_title('on validation users')

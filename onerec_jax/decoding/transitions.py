@@ -20,14 +20,17 @@ from jaxtyping import Int
 
 from onerec_jax.semantic_ids import prefix_trie
 
-# Heaviest successors kept of an item: 512 bytes.
+# Heaviest successors kept of an item.
 SUCCESSORS = 64
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Transitions:
-  """The heaviest successors of every item (R of them)."""
+  """The heaviest successors of every item (R of them).
+
+  8 R bytes an item, whole on every device as the catalogue is.
+  """
 
   successors: Int[Array, 'I R']  # int32, dense items; -1 fills
   weights: Float[Array, 'I R']  # f32, 0 where there is no successor

@@ -54,7 +54,14 @@ def _experiment(kind, **settings) -> config.Experiment:
         evaluate_examples=16,
         checkpoint_every_steps=_STEPS,
       ),
-      evaluate=config.EvaluateConfig(batch_size=16, top_k=(1, 5, 10)),
+      evaluate=config.EvaluateConfig(
+        batch_size=16,
+        top_k=(1, 5, 10),
+        # One of them has counts in its lists, from training to exporting.
+        decoding=config.DecodingConfig(
+          transition_weight=0.5 if kind == 'bert4rec' else 0.0
+        ),
+      ),
     )
   )
 
