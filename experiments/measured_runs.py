@@ -5,6 +5,7 @@ Titles and folders stay with the owner of the data and of the machine.
 
 import importlib.metadata
 import json
+import math
 import os
 import pathlib
 import platform
@@ -64,7 +65,11 @@ def _compared(
   found = json.loads(path.read_text())
   first = found['runs'][0]['metrics']
   ours = evaluated['metrics']['onerec']
-  if any(first[name]['mean'] != ours[name]['mean'] for name in first):
+  # Means of the same numbers, up to the order in which they were added.
+  if not all(
+    math.isclose(first[name]['mean'], ours[name]['mean'], rel_tol=1e-9)
+    for name in first
+  ):
     raise SystemExit(
       f'{path} is of an earlier evaluation. Run `python -m onerec_jax.main'
       f' compare --workdir={workdir} --against=...` again, or remove it.'
