@@ -43,7 +43,8 @@ _SETS = (
   ('Amazon Beauty', 'onerec_amazon_beauty', 'sasrec_beauty', 'Beauty'),
   ('Amazon Sports', 'onerec_amazon_sports', 'sasrec_sports', 'Sports'),
 )
-_OURS = 'OneRec'  # what its titles begin with
+# What their titles begin with.
+_OURS, _SASREC = 'OneRec', 'SASRec'
 
 
 def next_item() -> Picture:
@@ -60,17 +61,15 @@ def _next_item(
     return None
   evaluated = run['stages']['evaluate']
   trained = measured_runs.of_model(evaluated)
-  curves = {next(iter(trained)): run['curve']}
+  curves = {_OURS: run['curve']}
   floors = {
     entry['title']: evaluated['metrics'][method]
     for method, entry in evaluated['methods'].items()
     if entry['title'] not in trained
   }
   if other is not None:
-    beside = measured_runs.of_model(other['stages']['evaluate'])
-    trained |= beside
-    # Without counts while it was trained, whatever its lists have.
-    curves[list(beside)[-1]] = other['curve']
+    trained |= measured_runs.of_model(other['stages']['evaluate'])
+    curves[_SASREC] = other['curve']
   rows = {name: x['recall@10'] for name, x in (trained | floors).items()}
   return {
     'title': title,
@@ -138,12 +137,13 @@ def _draw_curves(
     ax.plot(
       [point['examples'] for point in curve],
       [point['recall@10'] for point in curve],
-      color=canvas.ACCENT if name.startswith(_OURS) else canvas.MUTED,
+      color=canvas.ACCENT if name == _OURS else canvas.MUTED,
       label=name,
     )
   ax.set_title('on validation users')
   ax.set_xlabel('samples seen')
   ax.set_ylim(bottom=0)
+  ax.set_xlim(left=0, right=1.1 * ax.get_xlim()[1])  # room for the last label
   ax.legend(loc='lower right', fontsize=8)
   ax.grid(axis='x', visible=False)
   canvas.thousands(ax.xaxis)
