@@ -87,35 +87,29 @@ def get_config(variant: str = 'beauty') -> ml_collections.ConfigDict:
     steps = _FEWEST_STEPS
   config.pretrain.num_steps = steps['TIGER']
   name = data.capitalize()
-  onerec, sasrec = (
-    onerec_amazon.get_config(data),
-    sasrec_amazon.get_config(data),
-  )
-  trained = {
-    BASE: {'pretrain': _training(variant, steps[BASE])},
-    'SASRec': {'pretrain': _training(variant, steps['SASRec'])},
-  }
+  onerec: Any = onerec_amazon.get_config(data)
+  sasrec = sasrec_amazon.get_config(data)
+  ours = _training(variant, steps[BASE])
+  theirs = _training(variant, steps['SASRec'])
   counted = onerec.evaluate.decoding.transition_weight
   # What a short window should see first stands first.  Rows that differ in
   # their decoding alone share one training.
   config.sweep.rows = (
-    recipe_rows.row(BASE, onerec, config, **trained[BASE]),
+    recipe_rows.row(BASE, onerec, config, pretrain=ours),
     recipe_rows.row(
       f'{BASE}, the model alone',
       onerec,
       config,
       evaluate={'decoding': {'transition_weight': 0.0}},
-      **trained[BASE],
+      pretrain=ours,
     ),
-    recipe_rows.row(
-      'SASRec, cross-entropy', sasrec, config, **trained['SASRec']
-    ),
+    recipe_rows.row('SASRec, cross-entropy', sasrec, config, pretrain=theirs),
     recipe_rows.row(
       'SASRec, cross-entropy, and transitions',
       sasrec,
       config,
       evaluate={'decoding': {'transition_weight': counted}},
-      **trained['SASRec'],
+      pretrain=theirs,
     ),
     {'name': 'TIGER', 'published': f'{name}/TIGER', 'overrides': {}},
     recipe_rows.row(
@@ -123,7 +117,7 @@ def get_config(variant: str = 'beauty') -> ml_collections.ConfigDict:
       sasrec_amazon.get_config(f'{data}_bce'),
       config,
       published=f'{name}/SASRec',
-      **trained['SASRec'],
+      pretrain=theirs,
     ),
   )
   return config
