@@ -7,8 +7,8 @@ Variants: beauty, sports.  One seed, test users, recall@10 / NDCG@10: on Beauty
 .101 / .061, without counted transitions .099 / .058, above every floor (.084 /
 .052) and above SASRec with cross-entropy (.091 / .056, with the same counts
 .097 / .060); on Sports .062 / .037 and .056 / .030 (floor .051 / .032, SASRec
-.054 / .032).  DIR holds Beauty.sequences.txt and .items.jsonl (or
-Sports_and_Outdoors.*).
+.052 / .031, with counts .059 / .035).  DIR holds Beauty.sequences.txt and
+.items.jsonl (or Sports_and_Outdoors.*).
 
 What makes it strong where there are 12,000 items and 130,000 targets.
 Probabilities over the codes that follow in the catalogue, and code embeddings

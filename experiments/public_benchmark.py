@@ -9,7 +9,7 @@ published one, TIGER as published, and all counting floors; next item of every
 user, whole catalogue ranked, three seeds, the published rows beside; OneRec and
 SASRec alone and with counted transitions.  Claim, not measured yet: TIGER
 reaches its published figures, OneRec is above every other row (one seed on its
-own: it is, on Beauty also where SASRec has the same counts).
+own: it is, also where SASRec has the same counts).
 
 A killed sweep goes on where it was; on another machine its folder rows/ is
 enough, 2 MB a row and seed, and only the row it was at begins anew.  A table is
