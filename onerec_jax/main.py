@@ -8,6 +8,7 @@ one).
 Dispatch, stage book-keeping and error messages; no recommender logic.
 """
 
+import contextlib
 import hashlib
 import logging as python_logging
 import os
@@ -203,7 +204,7 @@ def _execute(
   workdir: workdir_lib.Workdir,
 ) -> None:
   """Runs a command that needs JAX."""
-  from onerec_jax.stages import runner
+  from onerec_jax import distributed
 
   _use_compile_cache(workdir)
   if _PROFILE_STEPS.value is not None:
@@ -229,11 +230,26 @@ def _execute(
 
     export.run(experiment, workdir, top_k=_TOP_K.value, output=_OUTPUT.value)
     return
+  # Of several processes the first keeps the books.
+  alone = workdir.exclusive if distributed.is_main() else contextlib.nullcontext
+  with alone():
+    _write(command, experiment, workdir)
+
+
+def _write(
+  command: str,
+  experiment: config_lib.Experiment,
+  workdir: workdir_lib.Workdir,
+) -> None:
+  """Runs a command that writes into the work directory."""
   if command == 'sweep':
     from onerec_jax.stages import sweep
 
     sweep.run(experiment, workdir)
     return
+
+  from onerec_jax.stages import runner
+
   stages: tuple[config_lib.Stage, ...] = experiment.stages
   if command != 'run':
     stages = tuple(s for s in config_lib.STAGES if s == command)

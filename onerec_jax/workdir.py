@@ -5,21 +5,27 @@ atomically.  started.json says with which settings the stage was begun.  Local
 paths and gs:// alike (etils.epath).
 """
 
+import contextlib
+import fcntl
 import importlib.util
 import json
 import os
+import socket
 import uuid
+from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
 import fsspec
+from absl import logging
 from etils import epath
 from fsspec import config as fsspec_config
 
 CONFIG = 'config.json'
 RESULT = 'result.json'
 STARTED = 'started.json'
+_LOCK = '.lock'
 
 # Stages whose folder is named after what it holds.
 FOLDERS = {'prepare': 'data', 'tokenize': 'tokenizer'}
@@ -129,6 +135,37 @@ class Workdir:
     return path
 
   # --- Book-keeping ---
+
+  @contextlib.contextmanager
+  def exclusive(self) -> Iterator[None]:
+    """Keeps a second run out of a local folder for as long as this one writes.
+
+    Two runs would take each other's checkpoints for their own and cut each
+    other's metrics.  The lock ends with the process, however that ends.  A
+    bucket has no locks: there it is for whoever starts the jobs.
+
+    Raises:
+      ValueError: another process holds it.
+    """
+    if '://' in os.fspath(self.root):
+      yield
+      return
+    self.root.mkdir(parents=True, exist_ok=True)
+    with open(os.fspath(self.root / _LOCK), 'a+') as file:
+      try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except (BlockingIOError, PermissionError):
+        file.seek(0)
+        raise ValueError(
+          f'{self.root} is in use by {file.read() or "another process"}. Wait'
+          ' until it ends, stop it, or pass another --workdir.'
+        ) from None
+      except OSError as error:
+        logging.warning('%s cannot be locked (%s).', self.root, error)
+      file.truncate(0)
+      file.write(f'process {os.getpid()} on {socket.gethostname()}')
+      file.flush()
+      yield
 
   def config(self) -> dict[str, Any] | None:
     """Returns the resolved experiment of the last run, or None."""

@@ -60,3 +60,36 @@ def test_unknown_override_names_the_nearest_key():
   done = _run('run', '--config=experiments/smoke.py', '--config.model.dim=3')
   assert done.returncode != 0
   assert 'dim' in done.stderr
+
+
+_HOLD = """
+import sys
+from onerec_jax import workdir
+with workdir.Workdir(sys.argv[1]).exclusive():
+  print('held', flush=True)
+  sys.stdin.read()
+"""
+
+
+def test_a_second_run_in_one_workdir_is_refused_until_the_first_ends(tmp_path):
+  """Also where the first was killed and could not tidy up."""
+  prepare = (
+    'prepare', '--config=experiments/smoke.py', f'--workdir={tmp_path}',
+  )  # fmt: skip
+  with subprocess.Popen(
+    [sys.executable, '-c', _HOLD, str(tmp_path)],
+    cwd=_ROOT,
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    text=True,
+  ) as first:
+    assert first.stdout is not None
+    assert first.stdout.readline() == 'held\n'
+    refused = _run(*prepare)
+    assert refused.returncode == 2, refused.stderr
+    assert f'{tmp_path} is in use by process {first.pid} on' in refused.stderr
+    assert 'Traceback' not in refused.stderr
+    assert not (tmp_path / 'data').exists()
+    first.kill()
+  assert _run(*prepare).returncode == 0
+  assert (tmp_path / 'data' / 'result.json').exists()
