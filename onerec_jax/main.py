@@ -43,6 +43,12 @@ _USERS = flags.DEFINE_list(
 _HISTORY = flags.DEFINE_list(
   'history', None, 'recommend: item ids of one new user, oldest first.'
 )
+_ITEMS = flags.DEFINE_string(
+  'items',
+  None,
+  'recommend, export: file with the ids of the items that may be recommended,'
+  ' one a line, e.g. what is in stock (default: all).',
+)
 _TOP_K = flags.DEFINE_integer('top_k', 10, 'recommend, export: items per user.')
 _AGAINST = flags.DEFINE_list(
   'against', None, 'compare: work directories of other runs, comma separated.'
@@ -223,12 +229,19 @@ def _execute(
       history=_HISTORY.value,
       top_k=_TOP_K.value,
       output=_OUTPUT.value,
+      items=_ITEMS.value,
     )
     return
   if command == 'export':
     from onerec_jax.stages import export
 
-    export.run(experiment, workdir, top_k=_TOP_K.value, output=_OUTPUT.value)
+    export.run(
+      experiment,
+      workdir,
+      top_k=_TOP_K.value,
+      output=_OUTPUT.value,
+      items=_ITEMS.value,
+    )
     return
   # Of several processes the first keeps the books.
   alone = workdir.exclusive if distributed.is_main() else contextlib.nullcontext

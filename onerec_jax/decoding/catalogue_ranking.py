@@ -26,14 +26,14 @@ class Ranking(NamedTuple):
   """The best K items of each of B users."""
 
   items: Int[Array, 'B K']  # dense items, best first; -1: no item is left
-  # Log p of the item over all items, with counts in it if they are mixed in;
-  # -inf: none.
+  # Log p of the item over all items, with counts in it if they are mixed in,
+  # then over those that are not excluded; -inf: none.
   scores: Float[Array, 'B K']
   valid: Bool[Array, 'B K']
 
 
 # (params, attributes, batch, exclude_items [B, X] | None = None,
-#  transitions | None = None) -> Ranking
+#  transitions | None = None, allowed [I] | None = None) -> Ranking
 Rank = Callable[..., Ranking]
 
 
@@ -49,6 +49,7 @@ def make_ranker(
   here.  `exclude_items` (dense, -1 = none) replaces the history as the items
   that are not recommended again; it counts only if decoding.exclude_history.
   `transitions` must be given if decoding.transition_weight is above 0.
+  `allowed` are the items that may be listed; None: all.
 
   Args:
     model: the model.
@@ -62,8 +63,11 @@ def make_ranker(
     batch: batch_lib.SessionBatch,
     exclude_items: Int[Array, 'B X'] | None = None,
     transitions: transitions_lib.Transitions | None = None,
+    allowed: Bool[Array, ' I'] | None = None,
   ) -> Ranking:
     scores = score_items(model, params, attributes, batch)
+    if allowed is not None:
+      scores = jnp.where(allowed[None], scores, -jnp.inf)
     excluded = jnp.where(batch.history_mask, batch.history_items, -1)
     if exclude_items is not None:
       excluded = exclude_items

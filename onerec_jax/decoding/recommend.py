@@ -55,8 +55,8 @@ class Recommendations(NamedTuple):
 
 
 # (params, router_bias [layers, E], catalogue, trie, batch,
-#  exclude_items [B, X] | None = None,
-#  transitions | None = None) -> Recommendations
+#  exclude_items [B, X] | None = None, transitions | None = None,
+#  allowed [I] | None = None) -> Recommendations
 Recommend = Callable[..., Recommendations]
 
 
@@ -71,6 +71,7 @@ def make_recommender(
   `exclude_items` (dense, -1 = none) replaces the history as the items that are
   not recommended again; it counts only if decoding.exclude_history.
   `transitions` must be given if decoding.transition_weight is above 0.
+  `allowed`, of all items, goes with a trie of these alone (`PrefixTrie.only`).
 
   Args:
     model: the OneRec module.
@@ -87,6 +88,7 @@ def make_recommender(
     batch: batch_lib.SessionBatch,
     exclude_items: Int[Array, 'B X'] | None = None,
     transitions: transitions_lib.Transitions | None = None,
+    allowed: Bool[Array, ' I'] | None = None,
   ) -> Recommendations:
     started = start(
       model, params, router_bias, catalogue, batch, decoding=decoding
@@ -96,6 +98,9 @@ def make_recommender(
       excluded = exclude_items
     if not decoding.exclude_history:
       excluded = excluded[:, :0]
+    if allowed is not None:  # what is in no list uses up no ID
+      listed = (excluded >= 0) & allowed[jnp.maximum(excluded, 0)]
+      excluded = jnp.where(listed, excluded, -1)
     constrained = decoding.constrain == 'trie'
     exclude_codes = None
     if constrained and decoding.exclude_history:
@@ -124,7 +129,7 @@ def make_recommender(
       )
     if decoding.transition_weight:
       hypotheses = _with_transitions(
-        hypotheses, transitions, trie, catalogue, batch, excluded
+        hypotheses, transitions, trie, catalogue, batch, excluded, allowed
       )
     return rank_items(trie, hypotheses, excluded, top_k=top_k)
 
@@ -135,9 +140,10 @@ def make_recommender(
     catalogue: batch_lib.Catalogue,
     batch: batch_lib.SessionBatch,
     excluded: Int[Array, 'B X'],
+    allowed: Bool[Array, ' I'] | None,
   ) -> beam_search.BeamResult:
     followers = transitions_lib.after(
-      transitions, batch.history_items, batch.history_mask, excluded
+      transitions, batch.history_items, batch.history_mask, excluded, allowed
     )
     counted = transitions_lib.of_ids(
       followers, trie, catalogue.codes, trie.lookup(hypotheses.codes[:, :, 0])

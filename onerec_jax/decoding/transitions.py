@@ -91,6 +91,7 @@ def after(
   history_items: Int[Array, 'B N'],
   history_mask: Bool[Array, 'B N'],
   excluded: Int[Array, 'B X'],
+  allowed: Bool[Array, ' I'] | None = None,
 ) -> Followers:
   """Returns the successors of each user's last A items, C = A R.
 
@@ -103,6 +104,7 @@ def after(
     history_items: dense, oldest first, padding at the end. [B, N]
     history_mask: False: padding. [B, N]
     excluded: dense items that are not recommended; -1: none. [B, X]
+    allowed: items that may be recommended; None: all. [I]
 
   Raises:
     ValueError: there are no transitions.
@@ -119,10 +121,12 @@ def after(
   ).reshape(last.shape[0], -1)
   decay = transitions.history_decay**ago
   weights = transitions.weights[last] * decay[None, :, None]
-  allowed = items >= 0
+  counts = items >= 0
+  if allowed is not None:
+    counts &= allowed[jnp.maximum(items, 0)]
   if excluded.shape[1]:
-    allowed &= ~(items[:, :, None] == excluded[:, None, :]).any(-1)
-  return Followers(items, jnp.where(allowed, weights.reshape(items.shape), 0))
+    counts &= ~(items[:, :, None] == excluded[:, None, :]).any(-1)
+  return Followers(items, jnp.where(counts, weights.reshape(items.shape), 0))
 
 
 def of_ids(

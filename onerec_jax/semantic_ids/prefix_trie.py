@@ -151,6 +151,27 @@ class PrefixTrie:
       )
     return trie
 
+  def only(
+    self,
+    codes: np.ndarray,
+    items: np.ndarray,
+    *,
+    rank_in_bucket: np.ndarray | None = None,
+  ) -> 'PrefixTrie':
+    """Returns the trie of some items of its catalogue; `refresh` otherwise.
+
+    Args:
+      codes: semantic ID of every dense item, int [num_items, L].
+      items: dense items that stay, rising, at least one.
+      rank_in_bucket: as for `build`, of every dense item.
+    """
+    if rank_in_bucket is not None:
+      rank_in_bucket = rank_in_bucket[items]
+    trie = self.refresh(codes[items], rank_in_bucket=rank_in_bucket)
+    places = np.asarray(trie.items)
+    kept = np.where(places >= 0, items[places], -1).astype(np.int32)
+    return dataclasses.replace(trie, items=jax.device_put(kept))
+
   def _check_static_room(self, found: prefixes.Prefixes) -> None:
     """Raises if loops that were compiled for this trie would be too short."""
     for l, (level, children) in enumerate(

@@ -21,6 +21,7 @@ from onerec_jax import workdir as workdir_lib
 from onerec_jax.data import catalog
 from onerec_jax.decoding import catalogue_ranking
 from onerec_jax.decoding import recommend as decoding
+from onerec_jax.stages import listed_items
 from onerec_jax.stages import reinforce
 from onerec_jax.stages import trained as trained_lib
 
@@ -33,6 +34,7 @@ def run(
   *,
   top_k: int,
   output: str | os.PathLike[str] | None,
+  items: str | os.PathLike[str] | None = None,
 ) -> exported.Manifest:
   """Writes the model that the experiment ends with, compiled when it is loaded.
 
@@ -45,6 +47,7 @@ def run(
     workdir: of a finished run.
     top_k: items of an answer.
     output: folder to write.
+    items: file of the ids that may be recommended (`listed_items`); None: all.
 
   Returns:
     The manifest that was written.
@@ -63,6 +66,10 @@ def run(
     raise ValueError('export runs in one process: start it on one host alone.')
   trained = reinforce.load_final(experiment, workdir)
   used, settings = trained.experiment, experiment.evaluate
+  if items is not None:
+    trained = listed_items.restrict(
+      trained, items, catalog.item_ids(workdir.data), settings.decoding
+    )
   if trained.contexts is not None:
     raise ValueError(
       "A model with encoder='pathways' reads the events of known users, with"
@@ -118,10 +125,13 @@ def _export(
     function = catalogue_ranking.make_ranker(
       model, settings, top_k=manifest.top_k
     )
-    state = (t.params, t.attributes), t.transitions
+    state = (t.params, t.attributes), (t.transitions, t.allowed)
   else:
     function = decoding.make_recommender(model, settings, top_k=manifest.top_k)
-    state = (t.params, t.router_bias, t.catalogue, t.trie), t.transitions
+    state = (
+      (t.params, t.router_bias, t.catalogue, t.trie),
+      (t.transitions, t.allowed),
+    )
   leaves, structure = jax.tree.flatten(state)
   leaves = jax.device_get(leaves)  # of whatever mesh it was restored on
   session = (manifest.batch_size, t.experiment.data.sessions.items_per_session)
@@ -138,8 +148,8 @@ def _export(
       target_mask=jax.numpy.zeros(session, bool),
       example_mask=jax.numpy.ones(manifest.batch_size, bool),
     )
-    arguments, transitions = structure.unflatten(leaves)
-    found = function(*arguments, batch, inputs.excluded, transitions)
+    arguments, others = structure.unflatten(leaves)
+    found = function(*arguments, batch, inputs.excluded, *others)
     return found.items, found.scores
 
   made = jax.export.export(jax.jit(program), platforms=exported.PLATFORMS)

@@ -30,6 +30,7 @@ from onerec_jax import sharding
 from onerec_jax import workdir as workdir_lib
 from onerec_jax.data import catalog
 from onerec_jax.data import user_context
+from onerec_jax.stages import listed_items
 from onerec_jax.stages import reinforce
 from onerec_jax.stages import trained as trained_lib
 from onerec_jax.stages import user_pathways
@@ -54,6 +55,7 @@ def run(
   history: Sequence[str] | None,
   top_k: int,
   output: str | os.PathLike[str] | None,
+  items: str | os.PathLike[str] | None = None,
 ) -> list[dict[str, Any]]:
   """Prints, and perhaps writes, the best items of each user.
 
@@ -69,6 +71,7 @@ def run(
     history: original item ids of one new user, oldest first.
     top_k: items per user.
     output: file to write as well: .parquet, .csv or .jsonl.
+    items: file of the ids that may be recommended (`listed_items`); None: all.
 
   Returns:
     One row per recommended item: user_id, rank, item_id, title, score.
@@ -90,7 +93,7 @@ def run(
     requests = _known_users(workdir, users)
   else:
     requests = [_new_user(workdir, history or ())]
-  rows = _answer(experiment, workdir, requests, top_k=top_k)
+  rows = _answer(experiment, workdir, requests, top_k=top_k, items=items)
   if distributed.is_main():
     _print(workdir, requests, rows)
     if output is not None:
@@ -157,9 +160,13 @@ def _answer(
   requests: Sequence[_Request],
   *,
   top_k: int,
+  items: str | os.PathLike[str] | None,
 ) -> list[dict[str, Any]]:
   settings = experiment.evaluate
   trained = reinforce.load_final(experiment, workdir)
+  ids = catalog.item_ids(workdir.data)
+  if items is not None:
+    trained = listed_items.restrict(trained, items, ids, settings.decoding)
   recommender = trained_lib.Recommender(
     trained,
     settings.decoding,
@@ -174,7 +181,6 @@ def _answer(
       ' their times and feedback, and cannot answer --history: give --users.'
     )
   titles = catalog.item_titles(workdir.data)
-  ids = catalog.item_ids(workdir.data)
   mine = sharding.own_rows(trained.mesh)(recommender.batch_size)
   rows: list[dict[str, Any]] = []
   for start in range(0, len(requests), recommender.batch_size):

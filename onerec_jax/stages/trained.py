@@ -61,6 +61,8 @@ class Trained(NamedTuple):
   # Where evaluate.decoding has counts take part in lists.
   transitions: transitions_lib.Transitions | None
   contexts: examples.Contexts | None  # what it reads of users; pathways only
+  # Items that may be recommended, bool [num_items]; None: all.
+  allowed: jax.Array | None
   mesh: Mesh
   step: int
   differences: list[str]  # settings that changed since it was trained
@@ -158,6 +160,7 @@ def load(
       experiment.evaluate.decoding, workdir, mesh
     ),
     contexts=None if pathways is None else pathways.contexts,
+    allowed=None,
     mesh=mesh,
     step=restored.step,
     differences=differences,
@@ -174,6 +177,25 @@ def _ids_if_any(workdir: workdir_lib.Workdir) -> table.SemanticIds:
     (num_items,),
     np.zeros(num_items, np.int32),
   )
+
+
+def restricted(trained: Trained, items: np.ndarray) -> Trained:
+  """Returns the model with a catalogue of some of its items.
+
+  Nothing is compiled again for it but that items may be missing at all.
+
+  Args:
+    trained: from `load`.
+    items: dense items that may be recommended, rising, at least one.
+  """
+  allowed = np.zeros(len(trained.ids.codes), bool)
+  allowed[items] = True
+  trie = trained.trie.only(
+    trained.ids.codes, items, rank_in_bucket=trained.ids.rank_in_bucket
+  )
+  whole = sharding.replicated(trained.mesh)
+  place = functools.partial(jax.tree.map, lambda x: sharding.place(x, whole))
+  return trained._replace(trie=place(trie), allowed=place(allowed))
 
 
 def check_model(
@@ -341,6 +363,7 @@ class Recommender:
         placed,
         excluded,
         t.transitions,
+        t.allowed,
       )
     )
     return Answers(
@@ -354,7 +377,9 @@ class Recommender:
   def _rank(self, placed: Any, excluded: Any) -> Answers:
     t = self._trained
     result = sharding.gather(
-      self._function(t.params, t.attributes, placed, excluded, t.transitions)
+      self._function(
+        t.params, t.attributes, placed, excluded, t.transitions, t.allowed
+      )
     )
     listed = np.asarray(result.valid).sum(axis=1)
     return Answers(

@@ -104,6 +104,32 @@ def test_the_list_is_a_sort_of_all_scores_without_the_excluded(kind):
       )
 
 
+@pytest.mark.parametrize('weight', [0.0, 0.25])
+def test_only_what_is_allowed_is_listed(weight):
+  model, params, attributes = _setup('sasrec')
+  batch = _users([[3, 4, 5], [7, 9, 9]], [3, 1])
+  counts = transitions.Transitions.of_rows(
+    np.arange(_ITEMS + 1),
+    (np.arange(_ITEMS) + 1) % _ITEMS,  # every item leads to the next one
+    np.ones(_ITEMS),
+    history_items=1,
+    history_decay=1.0,
+  )
+  settings = config.DecodingConfig(transition_weight=weight)
+  rank = catalogue_ranking.make_ranker(model, settings, top_k=_ITEMS)
+  allowed = jnp.isin(jnp.arange(_ITEMS), jnp.array([1, 3, 6, 8]))
+  found = rank(params, attributes, batch, None, counts, allowed)
+  log_probs = jax.jit(catalogue_ranking.score_items, static_argnums=0)(
+    model, params, attributes, batch
+  )
+  for row, (left, after) in enumerate([([1, 6, 8], 6), ([1, 3, 6, 8], 8)]):
+    want = np.exp(np.asarray(log_probs[row], np.float64))[left]
+    want = (1 - weight) * want / want.sum() + weight * (np.array(left) == after)
+    listed = [i for i in found.items[row].tolist() if i >= 0]
+    assert listed == np.array(left)[np.argsort(-want)].tolist()
+    assert np.asarray(found.valid[row]).sum() == len(left)
+
+
 def test_counts_are_mixed_into_the_probabilities_of_what_is_left():
   model, params, attributes = _setup('sasrec')
   batch = _users([[3, 4, 5], [7, 9, 9], [2, 9, 9]], [3, 1, 1])

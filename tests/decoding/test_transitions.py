@@ -57,6 +57,17 @@ def test_what_is_excluded_gets_nothing():
   np.testing.assert_allclose(found, [0, 1.5, 0, 0, 1.5])
 
 
+def test_what_may_not_be_recommended_gets_nothing():
+  found = transitions.after(
+    _made(most=3),
+    jnp.asarray([[0, 1]]),
+    jnp.ones((1, 2), bool),
+    _NOBODY,
+    jnp.asarray([True, True, False, True, True]),
+  )
+  np.testing.assert_allclose(_dense(found), [0, 1.5, 0, 0, 1.5])
+
+
 def test_padding_changes_nothing():
   made = _made(most=3)
   padded = transitions.after(

@@ -134,6 +134,27 @@ def test_capacity_changes_nothing_and_a_refresh_does_not_compile(limit):
   np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize('limit', [0, 2**24])
+def test_a_trie_of_some_items_keeps_their_numbers_and_all_shapes(limit):
+  sizes = (6, 6)
+  codes = _catalogue(sizes, 50)  # 50 items on at most 36 IDs
+  rank = np.arange(50)[::-1].copy()
+  whole = prefix_trie.PrefixTrie.build(
+    codes, sizes, rank_in_bucket=rank, max_bitmap_bytes=limit
+  )
+  kept = np.flatnonzero(np.random.default_rng(5).random(50) < 0.4)
+  some = whole.only(codes, kept, rank_in_bucket=rank)
+  for a, b in zip(jax.tree.leaves(some), jax.tree.leaves(whole), strict=True):
+    assert a.shape == b.shape
+    assert a.dtype == b.dtype
+  leaves = some.lookup(jnp.asarray(codes))
+  for item, leaf in enumerate(leaves.tolist()):
+    same = [i for i in kept if (codes[i] == codes[item]).all()]
+    assert (leaf >= 0) == bool(same)
+    bucket = some.bucket(jnp.asarray(leaf)).tolist()
+    assert [i for i in bucket if i >= 0] == same[::-1]
+
+
 def test_a_refresh_that_does_not_fit_says_what_to_do():
   trie = prefix_trie.PrefixTrie.build(np.array([[0, 1], [1, 0]]), (9, 9))
   with pytest.raises(ValueError, match=r'3 items exceed the capacity of 2'):

@@ -66,6 +66,21 @@ def test_answers_are_those_of_the_command(small_batches, recommender, items):
   assert [a.item_id for a in answers[0]] != [a.item_id for a in answers[2]]
 
 
+def test_a_list_of_items_goes_into_the_program(small_batches, items, tmp_path):
+  file = tmp_path / 'stock.txt'
+  file.write_text('\n'.join([items[0], *items[5:20:2]]))
+  export.run(
+    *small_batches, top_k=_TOP_K, output=tmp_path / 'stock', items=file
+  )
+  # Items 0 and 1 share an ID: to have met 1, unlisted, does not use up 0.
+  history = [items[1], items[7]]
+  (answer,) = exported.load(tmp_path / 'stock').recommend([history])
+  names, scores = _by_command(small_batches, history, items=file)
+  assert [a.item_id for a in answer] == names
+  np.testing.assert_allclose([a.score for a in answer], scores, rtol=1e-5)
+  assert set(names) <= set([items[0], *items[5:20:2]]) - {items[7]}
+
+
 def test_fewer_items_are_the_first_ones(recommender, items):
   (whole,) = recommender.recommend([items[:2]])
   (two,) = recommender.recommend([items[:2]], top_k=2)

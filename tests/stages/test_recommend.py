@@ -1,6 +1,7 @@
 """Command recommend: known users, new histories, files, unknown ids."""
 
 import csv
+import dataclasses
 import json
 
 import numpy as np
@@ -121,6 +122,70 @@ def test_an_unknown_item_is_named_with_the_nearest_known_ones(tiny_run, names):
   assert repr(items[7] + '_') in str(error.value)
   assert repr(items[0]) not in str(error.value)
   assert items[7] in str(error.value).split('near: ')[1]
+
+
+@pytest.fixture(scope='module')
+def every_item(tiny_run):
+  """(experiment whose beams hold the whole catalogue, workdir)."""
+  experiment, workdir = tiny_run
+  evaluate = dataclasses.replace(
+    experiment.evaluate,
+    decoding=dataclasses.replace(experiment.evaluate.decoding, num_beams=32),
+  )
+  return dataclasses.replace(experiment, evaluate=evaluate), workdir
+
+
+@pytest.mark.parametrize('weight', [0.0, 0.5])
+def test_only_listed_items_come(every_item, names, tmp_path, weight):
+  """Items 0 and 1 share an ID: to have met 1, unlisted, does not use up 0."""
+  _, items, _ = names
+  experiment, workdir = every_item
+  decoding = dataclasses.replace(
+    experiment.evaluate.decoding, transition_weight=weight
+  )
+  evaluate = dataclasses.replace(experiment.evaluate, decoding=decoding)
+  run = dataclasses.replace(experiment, evaluate=evaluate), workdir
+  listed = [items[0], *items[5:20:2]]
+  file = tmp_path / 'stock.txt'
+  file.write_text('\n'.join([*reversed(listed), '', 'not_there_yet']) + '\n')
+  asked = {'history': [items[1], items[7], items[8]], 'top_k': len(items)}
+  whole = [r['item_id'] for r in _run(run, **asked)]
+  found = [r['item_id'] for r in _run(run, **asked, items=file)]
+  assert sorted(found) == sorted(set(listed) - {items[7]})
+  if not weight:  # counts and model are weighed among what is listed
+    assert found == [i for i in whole if i in listed]
+
+
+@pytest.mark.parametrize(
+  ('text', 'message'),
+  [
+    (None, r'missing; expected a text file with an item id a line'),
+    ('', r'names none of the 30 items.*it is empty'),
+    ('a\nb\n', r'names none of the 30 items of the run, but 2 others \(a, b'),
+  ],
+)
+def test_a_list_of_items_that_says_nothing_is_refused(
+  tiny_run, names, tmp_path, text, message
+):
+  file = tmp_path / 'stock.txt'
+  if text is not None:
+    file.write_text(text)
+  with pytest.raises((ValueError, FileNotFoundError), match=message):
+    _run(tiny_run, history=names[1][:1], items=file)
+
+
+def test_free_decoding_cannot_keep_to_a_list(tiny_run, names, tmp_path):
+  experiment, workdir = tiny_run
+  free = dataclasses.replace(experiment.evaluate.decoding, constrain='none')
+  evaluate = dataclasses.replace(experiment.evaluate, decoding=free)
+  file = tmp_path / 'stock.txt'
+  file.write_text(names[1][3])
+  with pytest.raises(ValueError, match=r'decoding\.constrain=trie'):
+    _run(
+      (dataclasses.replace(experiment, evaluate=evaluate), workdir),
+      history=names[1][:1],
+      items=file,
+    )
 
 
 @pytest.mark.parametrize(
