@@ -17,6 +17,7 @@ from jaxtyping import Int
 from onerec_jax import config as config_lib
 from onerec_jax.model import parameters
 from onerec_jax.ops import attention
+from onerec_jax.ops import blocked_attention
 from onerec_jax.ops import dropout
 from onerec_jax.ops import fused_attention
 
@@ -90,28 +91,47 @@ class SelfAttention(nn.Module):
     """Attends over all positions; `seed` drops attention weights."""
     if not isinstance(bias, TokenBias):
       return self.with_key_values(x, bias, seed)[0]
-    if self._is_fused(x.shape[1], seed):
+    # Both make hashed dropout only.
+    typed = seed is not None and jnp.issubdtype(seed.dtype, jax.dtypes.prng_key)
+    if not typed and self._is_fused(x.shape[1]):
       return self._fused(x, bias, seed)
+    if not typed and blocked_attention.fits(
+      length=x.shape[1], platform=self._platform()
+    ):
+      return self._in_blocks(x, bias, seed)
     scores = attention.key_bias(bias.mask)
     if bias.distances is not None:
       positions = attention.expand_distances(bias.distances, x.shape[1])
       scores = positions[None] + scores
     return self.with_key_values(x, scores, seed)[0]
 
-  def _is_fused(self, length: int, seed: jax.Array | None) -> bool:
-    """Returns whether the TPU kernel is used: it keeps scores on the chip."""
+  def _platform(self) -> str:
     if self.mesh is None:
-      platform = jax.default_backend()
-    else:
-      platform = self.mesh.devices.flat[0].platform
-    # The kernel makes hashed dropout only.
-    typed = seed is not None and jnp.issubdtype(seed.dtype, jax.dtypes.prng_key)
+      return jax.default_backend()
+    return self.mesh.devices.flat[0].platform
+
+  def _is_fused(self, length: int) -> bool:
+    """Returns whether the TPU kernel is used: it keeps scores on the chip."""
     return (
-      platform == 'tpu'
-      and not typed
+      self._platform() == 'tpu'
       and length >= _FUSED_FROM
       and fused_attention.fits(num_keys=length)
     )
+
+  def _in_blocks(
+    self, x: jax.Array, bias: TokenBias, seed: jax.Array | None
+  ) -> jax.Array:
+    y = blocked_attention.self_attention(
+      *self._project(x),
+      bias.mask,
+      bias.distances,
+      seed=seed,
+      rate=self.config.attention_dropout_rate,
+      block=blocked_attention.block_size(
+        length=x.shape[1], platform=self._platform()
+      ),
+    )
+    return jnp.einsum('bthk,hkd->btd', y, self.out.astype(x.dtype))
 
   def _fused(
     self, x: jax.Array, bias: TokenBias, seed: jax.Array | None

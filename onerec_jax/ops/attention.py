@@ -119,13 +119,24 @@ def expand_distances(
     distances: from `distance_bias`. [H, 2 S - 1]
     length: T >= S; places beyond S are 0 or repeat others.
   """
-  heads, given = distances.shape
-  extra = length - (given + 1) // 2
-  row = jnp.pad(distances, ((0, 0), (extra, extra + 1)))  # [H, 2 T]
-  # Equal rows of 2 T, read as rows of 2 T - 1: each is one place further right.
-  equal = jnp.broadcast_to(row[:, None], (heads, length, 2 * length))
-  skewed = equal.reshape(heads, -1)[:, : length * (2 * length - 1)]
-  return skewed.reshape(heads, length, -1)[:, :, length - 1 :]
+  extra = length - (distances.shape[1] + 1) // 2
+  return skew(jnp.pad(distances, ((0, 0), (extra, extra))), length)
+
+
+def skew(row: Float[Array, 'H D'], rows: int) -> Float[Array, 'H R S']:
+  """Returns out[h, r, s] = row[h, s + R - 1 - r] for S = D + 1 - R.
+
+  Args:
+    row: one number per distance. [H, D]
+    rows: R, at most D.
+  """
+  heads, given = row.shape
+  # Equal rows of D + 1, read as rows of D: each is one place further right.
+  equal = jnp.broadcast_to(
+    jnp.pad(row, ((0, 0), (0, 1)))[:, None], (heads, rows, given + 1)
+  )
+  skewed = equal.reshape(heads, -1)[:, : rows * given]
+  return skewed.reshape(heads, rows, given)[:, :, rows - 1 :]
 
 
 def causal_bias(length: int) -> Float[np.ndarray, 'T S']:
