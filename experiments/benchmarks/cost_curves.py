@@ -3,8 +3,9 @@
   python -m experiments.benchmarks.cost_curves
   python -m experiments.benchmarks.cost_curves --curves=items,beams
 
-CPU times where a time means something; FLOPs and memory of the compiled program
-for long histories and for (fake) devices, which share the cores of one machine.
+CPU times where a time means something; FLOPs of long histories by count, memory
+of the compiled program for them, both of it for (fake) devices, which share the
+cores of one machine.
 Between two neighbouring points a cost grows as x^e; e above the expected
 exponent by more than a half is called a cliff.  Every curve has a process of
 its own.  Writes results/cost_curves.json and .png.
@@ -27,7 +28,7 @@ _CLIFF = 0.5
 
 
 def steepest(
-  x: Sequence[float], y: Sequence[float | None]
+  x: Sequence[float], y: Sequence[float]
 ) -> tuple[float, float, float]:
   """Returns the largest exponent between neighbours, and where it is.
 
@@ -35,10 +36,9 @@ def steepest(
 
   Args:
     x: rising.
-    y: positive; None: left out.
+    y: positive.
   """
-  known = [(a, b) for a, b in zip(x, y, strict=True) if b is not None]
-  pairs = itertools.pairwise(known)
+  pairs = itertools.pairwise(zip(x, y, strict=True))
   return max(
     (math.log(y2 / y1) / math.log(x2 / x1), x1, x2)
     for (x1, y1), (x2, y2) in pairs
@@ -83,13 +83,10 @@ def draw(curves: dict[str, dict[str, Any]], path: pathlib.Path) -> None:
   )
   for axis, (name, curve) in zip(axes[0], curves.items(), strict=True):
     for label, series in curve['series'].items():
-      known = [
-        (x, y)
-        for x, y in zip(curve['x'], series['values'], strict=True)
-        if y is not None
-      ]
-      xs, ys = zip(*known, strict=True)
-      axis.plot(xs, [y / ys[0] for y in ys], marker='o', label=label)
+      values = series['values']
+      axis.plot(
+        curve['x'], [v / values[0] for v in values], marker='o', label=label
+      )
     ends = [curve['x'][0], curve['x'][-1]]
     axis.plot(ends, [1, ends[1] / ends[0]], ':', color='gray', label='linear')
     axis.set_xscale('log')
