@@ -21,8 +21,21 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
   return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
 
 
-def ranking(name: str, title: str, *, recipe: str | None = None) -> str:
-  """Returns the comparison of a run with the counting floors."""
+def ranking(
+  name: str,
+  title: str,
+  *,
+  recipe: str | None = None,
+  model: str | None = None,
+) -> str:
+  """Returns the comparison of a run with the counting floors.
+
+  Args:
+    name: of the result file.
+    title: of the table.
+    recipe: experiment file and variant; None: the file of that name.
+    model: what the model is called, where it is not OneRec.
+  """
   run = measured_runs.read(name)
   if run is None:
     return f'**{title}**: {NOT_MEASURED}.'
@@ -36,7 +49,8 @@ def ranking(name: str, title: str, *, recipe: str | None = None) -> str:
     ),
   )
   for method, figures in ordered:
-    cells = [result['methods'][method]['title']]
+    called = result['methods'][method]['title']
+    cells = [model if model and method == 'onerec' else called]
     for metric in _SHOWN:
       cell = f'{figures[metric]["mean"]:.4f}'
       if metric == 'recall@10':

@@ -71,6 +71,13 @@ _BLOCKS: dict[str, Callable[[], str]] = {
     'Amazon Beauty 2014, SASRec with full softmax',
     recipe='sasrec_amazon.py:beauty',
   ),
+  'tiger_beauty': _of(
+    result_tables.ranking,
+    'tiger_beauty',
+    'Amazon Beauty 2014, TIGER, the beginning of its training',
+    recipe='tiger_amazon.py:beauty',
+    model='TIGER',
+  ),
   'sports': _of(
     result_tables.ranking,
     'onerec_amazon_sports',
