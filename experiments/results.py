@@ -20,6 +20,7 @@ from experiments import headlines
 from experiments import measured_runs
 from experiments import result_pictures
 from experiments import result_tables
+from experiments import reward_tables
 from experiments import sweep_tables
 from experiments.benchmarks import summary
 from onerec_jax.aot import table as aot_table
@@ -91,7 +92,7 @@ _BLOCKS: dict[str, Callable[[], str]] = {
     recipe='sasrec_amazon.py:sports',
   ),
   'quickstart_sessions': _of(
-    result_tables.session_rewards,
+    reward_tables.session_rewards,
     'quickstart',
     'MovieLens-100K, sessions before and after alignment',
   ),
@@ -138,17 +139,17 @@ _BLOCKS: dict[str, Callable[[], str]] = {
     slices=False,
   ),
   'tr_kuairand_p_score': _of(
-    result_tables.p_score_model,
+    reward_tables.p_score_model,
     'onerec_tr_kuairand_full',
     'KuaiRand-Pure, P-Score model',
   ),
   'tr_kuairand': _of(
-    result_tables.item_rewards,
+    reward_tables.item_rewards,
     'onerec_tr_kuairand_full',
     'KuaiRand-Pure, before and after ECPO',
   ),
   'tr_movielens': _of(
-    result_tables.item_rewards,
+    reward_tables.item_rewards,
     'onerec_tr_movielens',
     'MovieLens-100K, before and after ECPO',
   ),

@@ -10,6 +10,7 @@ from experiments import measured_runs
 from experiments import result_pictures
 from experiments import result_tables
 from experiments import results
+from experiments import reward_tables
 from experiments import sweep_tables
 
 
@@ -75,8 +76,8 @@ def _swt(run):
   [
     (result_tables.ranking, 'quickstart', _quickstart),
     (result_tables.item_alignment, 'item_alignment_beauty', _alignment),
-    (result_tables.p_score_model, 'onerec_tr_kuairand_full', _past_rates),
-    (result_tables.p_score_model, 'onerec_tr_kuairand_full', _own_lists),
+    (reward_tables.p_score_model, 'onerec_tr_kuairand_full', _past_rates),
+    (reward_tables.p_score_model, 'onerec_tr_kuairand_full', _own_lists),
     (sweep_tables.table_1, 'table1_synthetic_full', _swt),
   ],
 )
@@ -93,10 +94,10 @@ def test_a_changed_figure_changes_the_table(monkeypatch, table, name, figure):
   'table',
   [
     result_tables.ranking,
-    result_tables.session_rewards,
+    reward_tables.session_rewards,
     sweep_tables.table_1,
     functools.partial(sweep_tables.item_sweep, recipe='a.py:b'),
-    result_tables.p_score_model,
+    reward_tables.p_score_model,
     result_tables.item_alignment,
   ],
 )

@@ -3,7 +3,8 @@
 Equal to `attention.attend` with relative positions, a key mask and hashed
 dropout, but no [B, H, S, S] array exists, forward or backward: a block's scores
 are computed again for its gradients.  For where the TPU kernel is not: CPUs,
-whose caches a block fits in, and GPUs, whose memory a long history would fill.
+whose caches a block fits in, and, not measured, accelerators, whose memory a
+long history would fill.
 """
 
 import jax

@@ -5,6 +5,7 @@ nothing and writes nothing.
 """
 
 import functools
+from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Sequence
 from typing import Any
@@ -141,8 +142,7 @@ def load(
   ]
   for line in differences:
     logging.warning('differs from the training, which counts: %s', line)
-  whole = sharding.replicated(mesh)
-  place = functools.partial(jax.tree.map, lambda x: sharding.place(x, whole))
+  place = _placer(mesh)
   return Trained(
     experiment=used,
     model=model,
@@ -179,10 +179,14 @@ def _ids_if_any(workdir: workdir_lib.Workdir) -> table.SemanticIds:
   )
 
 
+def _placer(mesh: Mesh) -> Callable[[Any], Any]:
+  """Returns what puts a tree of arrays whole onto every device."""
+  whole = sharding.replicated(mesh)
+  return functools.partial(jax.tree.map, lambda x: sharding.place(x, whole))
+
+
 def restricted(trained: Trained, items: np.ndarray) -> Trained:
   """Returns the model with a catalogue of some of its items.
-
-  Nothing is compiled again for it but that items may be missing at all.
 
   Args:
     trained: from `load`.
@@ -193,8 +197,7 @@ def restricted(trained: Trained, items: np.ndarray) -> Trained:
   trie = trained.trie.only(
     trained.ids.codes, items, rank_in_bucket=trained.ids.rank_in_bucket
   )
-  whole = sharding.replicated(trained.mesh)
-  place = functools.partial(jax.tree.map, lambda x: sharding.place(x, whole))
+  place = _placer(trained.mesh)
   return trained._replace(trie=place(trie), allowed=place(allowed))
 
 

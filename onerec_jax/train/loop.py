@@ -2,11 +2,9 @@
 
 Nothing in it knows a model or a data set: a stage hands it an objective, an
 iterator and callbacks.  It waits for the device only to log, validate or save,
-and where it would be more than `_AHEAD` steps ahead of it: what is asked of the
-process, such as to stop, would wait for all of them.
+and where it would run far ahead of it (train/backlog.py).
 """
 
-import collections
 import math
 import os
 from collections.abc import Mapping
@@ -17,6 +15,7 @@ import jax
 from absl import logging
 
 from onerec_jax import sharding
+from onerec_jax.train import backlog
 from onerec_jax.train import checkpoints
 from onerec_jax.train import goodput
 from onerec_jax.train import job as job_lib
@@ -26,8 +25,6 @@ from onerec_jax.train import profile
 from onerec_jax.train import running_totals
 from onerec_jax.train import state as state_lib
 from onerec_jax.train import step as step_lib
-
-_AHEAD = 2  # steps that are handed to the device and have not begun
 
 
 class NonFinite(FloatingPointError):
@@ -69,19 +66,6 @@ def train(job: job_lib.Job, state: state_lib.TrainState) -> job_lib.Result:
     return _Loop(job, state, saver, stop).run()
 
 
-class _Backlog:
-  """Steps that the device has not finished, as far as the process knows."""
-
-  def __init__(self) -> None:
-    self._marks: collections.deque[Any] = collections.deque()
-
-  def add(self, mark: Any) -> None:
-    """Notes a step by an array it computes; waits while there are too many."""
-    self._marks.append(mark)
-    if len(self._marks) > _AHEAD:
-      self._marks.popleft().block_until_ready()
-
-
 class _Loop:
   """The state of one call of `train`."""
 
@@ -100,7 +84,7 @@ class _Loop:
     self._stop = stop
     self._state = state
     self._progress = _new_progress()
-    self._backlog = _Backlog()
+    self._backlog = backlog.Backlog()
     self._profile = profile.Window(job.folder, job.train.profile_steps)
     update = step_lib.make_update(
       job.objective,

@@ -104,17 +104,22 @@ def test_the_list_is_a_sort_of_all_scores_without_the_excluded(kind):
       )
 
 
-@pytest.mark.parametrize('weight', [0.0, 0.25])
-def test_only_what_is_allowed_is_listed(weight):
-  model, params, attributes = _setup('sasrec')
-  batch = _users([[3, 4, 5], [7, 9, 9]], [3, 1])
-  counts = transitions.Transitions.of_rows(
+def _to_the_next():
+  """Counts in which every item leads to the next one."""
+  return transitions.Transitions.of_rows(
     np.arange(_ITEMS + 1),
-    (np.arange(_ITEMS) + 1) % _ITEMS,  # every item leads to the next one
+    (np.arange(_ITEMS) + 1) % _ITEMS,
     np.ones(_ITEMS),
     history_items=1,
     history_decay=1.0,
   )
+
+
+@pytest.mark.parametrize('weight', [0.0, 0.25])
+def test_only_what_is_allowed_is_listed(weight):
+  model, params, attributes = _setup('sasrec')
+  batch = _users([[3, 4, 5], [7, 9, 9]], [3, 1])
+  counts = _to_the_next()
   settings = config.DecodingConfig(transition_weight=weight)
   rank = catalogue_ranking.make_ranker(model, settings, top_k=_ITEMS)
   allowed = jnp.isin(jnp.arange(_ITEMS), jnp.array([1, 3, 6, 8]))
@@ -133,13 +138,7 @@ def test_only_what_is_allowed_is_listed(weight):
 def test_counts_are_mixed_into_the_probabilities_of_what_is_left():
   model, params, attributes = _setup('sasrec')
   batch = _users([[3, 4, 5], [7, 9, 9], [2, 9, 9]], [3, 1, 1])
-  counts = transitions.Transitions.of_rows(
-    np.arange(_ITEMS + 1),
-    (np.arange(_ITEMS) + 1) % _ITEMS,  # every item leads to the next one
-    np.ones(_ITEMS),
-    history_items=1,
-    history_decay=1.0,
-  )
+  counts = _to_the_next()
   settings = config.DecodingConfig(transition_weight=0.25)
   rank = catalogue_ranking.make_ranker(model, settings, top_k=_ITEMS)
   found = rank(params, attributes, batch, transitions=counts)

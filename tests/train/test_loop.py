@@ -76,39 +76,6 @@ def test_a_three_parameter_model_is_fitted(toy, tmp_path):
   }
 
 
-class Mark:
-  """What a step computes, and the order in which it is waited for."""
-
-  def __init__(self, number, waited):
-    self.number, self.waited = number, waited
-
-  def block_until_ready(self):
-    self.waited.append(self.number)
-
-
-def test_the_process_waits_for_the_step_before_the_two_latest():
-  """Else SIGTERM, seen between steps, would wait for a whole log interval."""
-  backlog, waited = loop._Backlog(), []
-  for number in range(5):
-    backlog.add(Mark(number, waited))
-    assert waited == list(range(number - 1))
-
-
-def test_every_step_joins_the_backlog(toy, tmp_path, monkeypatch):
-  marks = []
-
-  class Spy(loop._Backlog):
-    def add(self, mark):
-      marks.append(mark)
-      super().add(mark)
-
-  monkeypatch.setattr(loop, '_Backlog', Spy)
-  result = toy.run(tmp_path, train=toy.config_with(num_steps=7))
-  # Not donated to the next step: readable when all is done.
-  assert [int(mark) for mark in marks] == list(range(1, 8))
-  assert int(result.state.step) == 7
-
-
 def test_metrics_are_means_over_all_steps_since_the_last_line(toy, tmp_path):
   every = toy.run(tmp_path / 'every', train=toy.config_with(log_every_steps=1))
   toy.run(tmp_path / 'five', train=toy.config_with(log_every_steps=5))
