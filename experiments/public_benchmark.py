@@ -16,18 +16,21 @@ enough, 2 MB a row and seed, and only the row it was at begins anew.  A table is
 written after every seed.  Rows are the recipes {tiger,sasrec,onerec}_amazon.py,
 but for the steps.
 
-Variants: beauty, sports; `small`: Beauty, one seed and few steps, for two CPU
-cores; `tuning`: what SASRec's and OneRec's settings are to be chosen by, six
-each on validation users; `rehearsal`: 20 steps a row, to see that all of it
-runs.  TIGER reads MiniLM vectors (README), or those of a file:
+Variants: beauty, sports; beauty_cpu, sports_cpu: OneRec and SASRec with
+cross-entropy alone, at their recipes' steps, for a machine without accelerator;
+`tuning`: what SASRec's and OneRec's settings are to be chosen by, six each on
+validation users; `rehearsal`: 20 steps a row, to see that all of it runs.
+TIGER reads MiniLM vectors (README), or those of a file:
 --config.embed.parts="({'kind': 'array', 'dim': 384, 'path': FILE},)".
 
 Cost of beauty, estimated, not measured: a seed's 48,500 steps are 5 PFLOPs, 4.5
 of them TIGER's.  On an H200-class GPU small kernels bound it: at 5 ms a step 5
 minutes a seed, and as much for compiling, validating and ranking.  On two CPU
-cores (90 GFLOP/s) 16 hours a seed; `small` 3 hours.
+cores (90 GFLOP/s) 16 hours a seed; beauty_cpu and sports_cpu an hour and a half
+on one core.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
@@ -38,13 +41,19 @@ from experiments import recipe_rows
 from experiments import sasrec_amazon
 from experiments import tiger_amazon
 
-VARIANTS = ('beauty', 'sports', 'small', 'tuning', 'rehearsal')
+VARIANTS = (
+  'beauty', 'sports', 'beauty_cpu', 'sports_cpu', 'tuning', 'rehearsal',
+)  # fmt: skip
 
 BASE = 'OneRec'
+_TIGER = 'TIGER'
+_PUBLISHED_SASREC = 'SASRec, as published'
 # TIGER's learning rate does not depend on how many steps follow, and on Beauty
 # it overfits from 20,000 on: these are the first of its 200,000.
 _STEPS = {'TIGER': 30_000, 'SASRec': 8000, BASE: 2500}
-_FEW_STEPS = {'TIGER': 4000, 'SASRec': 2000, BASE: 2000}
+# SASRec's best step on validation users was 2,000, on both sets.
+_CPU_STEPS = {**_STEPS, 'SASRec': 3000}
+_NOT_ON_CPUS = (_TIGER, _PUBLISHED_SASREC)
 _FEWEST_STEPS = dict.fromkeys(_STEPS, 20)
 # Learning rate, dropout.
 _SASREC_TUNING = tuple(
@@ -66,7 +75,8 @@ _REHEARSAL = {
 def get_config(variant: str = 'beauty') -> ml_collections.ConfigDict:
   if variant not in VARIANTS:
     raise ValueError(f'Unknown variant {variant!r}; known: {VARIANTS}.')
-  data = variant if variant in amazon_data.FILES else 'beauty'
+  data, _, machine = variant.partition('_')
+  data = data if data in amazon_data.FILES else 'beauty'
   # TIGER is what rows differ from: its vectors need what not everyone has,
   # and a command line changes a base, not a row.
   config: Any = tiger_amazon.get_config(data)
@@ -76,25 +86,34 @@ def get_config(variant: str = 'beauty') -> ml_collections.ConfigDict:
   if variant == 'tuning':
     _tune(config)
     return config
-  if variant == 'small':
-    config.sweep.title += ', few steps'
-    config.sweep.seeds = (0,)
-    # TIGER's 10,000 would not even reach its learning rate.
-    config.pretrain.optimizer.warmup_steps = 1000
-    steps = _FEW_STEPS
   if variant == 'rehearsal':
     _rehearse(config)
     steps = _FEWEST_STEPS
+  if machine == 'cpu':
+    steps = _CPU_STEPS
   config.pretrain.num_steps = steps['TIGER']
+  rows = _rows(config, data, variant, steps)
+  if machine == 'cpu':
+    rows = tuple(row for row in rows if row['name'] not in _NOT_ON_CPUS)
+  config.sweep.rows = rows
+  return config
+
+
+def _rows(
+  config: Any, data: str, variant: str, steps: Mapping[str, int]
+) -> tuple[dict[str, Any], ...]:
+  """What a short window should see first stands first.
+
+  Rows that differ in their decoding alone share one training, whose step is
+  chosen as the first of them decodes: with counts, for OneRec and for SASRec.
+  """
   name = data.capitalize()
   onerec: Any = onerec_amazon.get_config(data)
   sasrec = sasrec_amazon.get_config(data)
   ours = _training(variant, steps[BASE])
   theirs = _training(variant, steps['SASRec'])
   counted = onerec.evaluate.decoding.transition_weight
-  # What a short window should see first stands first.  Rows that differ in
-  # their decoding alone share one training.
-  config.sweep.rows = (
+  return (
     recipe_rows.row(BASE, onerec, config, pretrain=ours),
     recipe_rows.row(
       f'{BASE}, the model alone',
@@ -103,7 +122,6 @@ def get_config(variant: str = 'beauty') -> ml_collections.ConfigDict:
       evaluate={'decoding': {'transition_weight': 0.0}},
       pretrain=ours,
     ),
-    recipe_rows.row('SASRec, cross-entropy', sasrec, config, pretrain=theirs),
     recipe_rows.row(
       'SASRec, cross-entropy, and transitions',
       sasrec,
@@ -111,16 +129,16 @@ def get_config(variant: str = 'beauty') -> ml_collections.ConfigDict:
       evaluate={'decoding': {'transition_weight': counted}},
       pretrain=theirs,
     ),
-    {'name': 'TIGER', 'published': f'{name}/TIGER', 'overrides': {}},
+    recipe_rows.row('SASRec, cross-entropy', sasrec, config, pretrain=theirs),
+    {'name': _TIGER, 'published': f'{name}/TIGER', 'overrides': {}},
     recipe_rows.row(
-      'SASRec, as published',
+      _PUBLISHED_SASREC,
       sasrec_amazon.get_config(f'{data}_bce'),
       config,
       published=f'{name}/SASRec',
       pretrain=theirs,
     ),
   )
-  return config
 
 
 def set_ranking(config: Any, *, title: str, base: str) -> None:

@@ -45,7 +45,8 @@ _REPORT = {
 _NEXT_ITEM = {
   ('public_benchmark', 'beauty'): 'Amazon Beauty 2014',
   ('public_benchmark', 'sports'): 'Amazon Sports and Outdoors 2014',
-  ('public_benchmark', 'small'): 'Amazon Beauty 2014, few steps',
+  ('public_benchmark', 'beauty_cpu'): 'Amazon Beauty 2014',
+  ('public_benchmark', 'sports_cpu'): 'Amazon Sports and Outdoors 2014',
   ('benchmark_ablations', 'codes'): 'Amazon Beauty 2014, semantic IDs',
   ('benchmark_ablations', 'vectors'): 'Amazon Beauty 2014, item vectors',
   ('benchmark_ablations', 'experts'): 'Amazon Beauty 2014, experts',

@@ -37,8 +37,8 @@ def _alone(recipe, *, steps):
 _RECIPES = {
   'OneRec': (onerec_amazon, '', 2500, None),
   'OneRec, the model alone': (onerec_amazon, '', 2500, 0.0),
-  'SASRec, cross-entropy': (sasrec_amazon, '', 8000, None),
   'SASRec, cross-entropy, and transitions': (sasrec_amazon, '', 8000, 0.5),
+  'SASRec, cross-entropy': (sasrec_amazon, '', 8000, None),
   'TIGER': (tiger_amazon, '', 30_000, None),
   'SASRec, as published': (sasrec_amazon, '_bce', 8000, None),
 }
@@ -59,6 +59,20 @@ def test_every_row_is_its_recipe_but_for_the_steps(data):
     if counts is not None:
       decoding = dataclasses.replace(decoding, transition_weight=counts)
     assert row.evaluate.decoding == decoding
+
+
+@pytest.mark.parametrize('data', ['beauty', 'sports'])
+def test_what_a_cpu_trains_are_the_recipes_of_onerec_and_sasrec(data):
+  found = _experiments(public_benchmark.get_config(f'{data}_cpu'))
+  assert list(found) == list(_RECIPES)[:4]
+  for name, module in (
+    ('OneRec', onerec_amazon),
+    ('SASRec, cross-entropy', sasrec_amazon),
+  ):
+    alone = config.from_config_dict(module.get_config(data))
+    for field in ('data', 'embed', 'tokenizer', 'model', 'pretrain'):
+      assert getattr(found[name], field) == getattr(alone, field), (name, field)
+    assert found[name].evaluate.decoding == alone.evaluate.decoding
 
 
 def test_rows_that_differ_in_their_decoding_alone_train_once():

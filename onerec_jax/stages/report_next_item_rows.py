@@ -133,42 +133,58 @@ def mean_legality(row: Row, name: str) -> float | None:
 def claims(result: Mapping[str, Any]) -> list[report_claims.Claim]:
   """Returns whether rows reach what was published, and the base the others.
 
-  A row is at or above a published figure if its whole interval is, below if
-  all of it is below.  The base is above a method if the paired difference is,
-  with its whole interval.
+  By recall and NDCG at the headline's K: a claim holds if both say so, and does
+  not if one clearly contradicts it.  A row is at or above a published figure if
+  its whole interval is, below if all of it is below.  The base is above a
+  method if the paired difference is, with its whole interval.
   """
-  headline = f'recall@{result["headline_k"]}'
   best_floor(result)
+  k = result['headline_k']
+  headlines = (f'recall@{k}', f'ndcg@{k}')
   found = []
   for row in result['rows']:
     beside = published_figures(row)
-    if beside is None or headline not in beside[1]:
+    if beside is None:
       continue
-    value, ours = beside[1][headline], row['figures'][headline]
-    direction = int(ours['low'] >= value) - int(ours['high'] < value)
-    found.append(
-      report_claims.Claim(
-        f'{row["name"]} is at or above the published'
-        f' {beside[0].partition("/")[2]}',
-        _VERDICTS[direction],
-        f'{words.label(headline)} {words.four(ours["mean"])}'
-        f' ({words.bounds(ours)}), published {words.four(value)}',
+    given = [name for name in headlines if name in beside[1]]
+    if given:
+      found.append(
+        report_claims.Claim(
+          f'{row["name"]} is at or above the published'
+          f' {beside[0].partition("/")[2]}',
+          _VERDICTS[
+            min(_reaches(row['figures'][n], beside[1][n]) for n in given)
+          ],
+          '; '.join(_beside(row, name, beside[1][name]) for name in given),
+        )
       )
-    )
   for row in (*result['rows'], *result['floors']):
     if row['name'] == result['base']:
       continue
-    direction = -words.direction(row['difference'][headline])
+    moved = row['difference']
     found.append(
       report_claims.Claim(
         f'{result["base"]} is above {row["name"]}',
-        _VERDICTS[direction],
+        _VERDICTS[min(-words.direction(moved[name]) for name in headlines)],
         f'difference of {row["name"]}: '
         + '; '.join(
-          f'{words.label(name)} {words.difference(row["difference"][name])}'
-          f' ({words.difference_bounds(row["difference"][name])})'
-          for name in (headline, headline.replace('recall', 'ndcg'))
+          f'{words.label(name)} {words.difference(moved[name])}'
+          f' ({words.difference_bounds(moved[name])})'
+          for name in headlines
         ),
       )
     )
   return found
+
+
+def _reaches(ours: Mapping[str, Any], value: float) -> int:
+  """Returns 1 if all of an interval is at a value or above, -1 below it."""
+  return int(ours['low'] >= value) - int(ours['high'] < value)
+
+
+def _beside(row: Row, name: str, value: float) -> str:
+  ours = row['figures'][name]
+  return (
+    f'{words.label(name)} {words.four(ours["mean"])} ({words.bounds(ours)}),'
+    f' published {words.four(value)}'
+  )

@@ -88,7 +88,9 @@ def test_verdicts_follow_the_intervals(sweep):
 def test_a_published_figure_is_reached_by_the_whole_interval(
   sweep, low, high, verdict
 ):
-  _row(sweep, 'TIGER')['figures']['recall@10'] |= {'low': low, 'high': high}
+  figures = _row(sweep, 'TIGER')['figures']
+  figures['recall@10'] |= {'low': low, 'high': high}
+  figures['ndcg@10'] |= {'low': 0.04, 'high': 0.05}
   assert rows.claims(sweep)[0].verdict == verdict
 
 
@@ -96,6 +98,35 @@ def test_a_base_below_another_row_is_called_so(sweep):
   difference = _row(sweep, 'Co-occurrence')['difference']['recall@10']
   difference |= {'mean': 0.01, 'low': 0.005, 'high': 0.015}
   assert rows.claims(sweep)[-1].verdict == 'does not hold'
+
+
+@pytest.mark.parametrize(
+  ('low', 'high', 'verdict'),
+  [
+    (-0.004, -0.002, 'holds'),
+    (-0.002, 0.001, 'not clear'),
+    (0.001, 0.002, 'does not hold'),
+  ],
+)
+def test_a_base_above_by_recall_has_to_be_above_by_ndcg_as_well(
+  sweep, low, high, verdict
+):
+  difference = _row(sweep, 'Co-occurrence')['difference']
+  assert difference['recall@10']['high'] < 0
+  difference['ndcg@10'] |= {'low': low, 'high': high}
+  assert rows.claims(sweep)[-1].verdict == verdict
+
+
+def test_a_published_row_is_reached_by_both_figures(sweep):
+  figures = _row(sweep, 'TIGER')['figures']
+  figures['recall@10'] |= {'low': 0.07, 'high': 0.08}
+  figures['ndcg@10'] |= {'low': 0.03, 'high': 0.035}
+  assert rows.claims(sweep)[0].verdict == 'does not hold'
+  figures['ndcg@10'] |= {'low': 0.039, 'high': 0.041}
+  claim = rows.claims(sweep)[0]
+  assert claim.verdict == 'holds'
+  assert 'NDCG@10' in claim.evidence
+  assert 'published 0.0384' in claim.evidence
 
 
 # --- Terminal and page ------------------------------------------------------
