@@ -9,40 +9,13 @@ import pytest
 
 from onerec_jax.ops import attention
 from onerec_jax.ops import blocked_attention
-from onerec_jax.ops import dropout
 
-_ROWS, _LENGTH, _HEADS, _DIM = 8, 50, 2, 8
-
-
-def _inputs():
-  generator = np.random.default_rng(0)
-
-  def normal(*shape):
-    return jnp.asarray(generator.standard_normal(shape), jnp.float32)
-
-  shape = (_ROWS, _LENGTH, _HEADS, _DIM)
-  lengths = generator.integers(1, _LENGTH, _ROWS)
-  lengths[0] = 0  # a user without history
-  mask = jnp.asarray(np.arange(_LENGTH)[None] < lengths[:, None])
-  arrays = (
-    normal(*shape) * _DIM**-0.5,
-    normal(*shape),
-    normal(*shape),
-    normal(_HEADS, 2 * _LENGTH - 1),
-  )
-  return arrays, mask
+_LENGTH, _DIM = 50, 8
 
 
-def _plain(queries, keys, values, distances, *, mask, seed, rate):
-  place = np.arange(_LENGTH)
-  index = place[None, :] - place[:, None] + _LENGTH - 1
-  return attention.attend(
-    queries,
-    keys,
-    values,
-    distances[:, index][None] + attention.key_bias(mask),
-    weight_dropout=lambda w: dropout.drop(w, seed, rate=rate),
-  )
+@pytest.fixture(name='inputs')
+def fixture_inputs(cases):
+  return cases.inputs(length=_LENGTH, dim=_DIM)
 
 
 def _blocked(queries, keys, values, distances, *, block, **options):
@@ -52,39 +25,29 @@ def _blocked(queries, keys, values, distances, *, block, **options):
   )
 
 
-def _value_and_gradients(function, arrays, **options):
-  def total(*arrays):
-    out = function(*arrays, **options)
-    return jnp.sum(jnp.sin(3 * out)), out
-
-  return jax.jit(jax.value_and_grad(total, argnums=range(4), has_aux=True))(
-    *arrays
-  )
-
-
 # 16 leaves a rest of 2, 25 none; 64 is one block that is not full.
 @pytest.mark.parametrize('block', [16, 25, 64])
 @pytest.mark.parametrize('rate', [0.0, 0.3])
-def test_output_and_gradients_are_those_of_plain_attention(rate, block):
-  arrays, mask = _inputs()
-  seed = dropout.site_seeds(jax.random.key(1), (1,), bits='hash')[0]
-  options = dict(mask=mask, seed=seed, rate=rate)
-  (_, want), want_gradients = _value_and_gradients(_plain, arrays, **options)
-  (_, got), gradients = _value_and_gradients(
-    functools.partial(_blocked, block=block), arrays, **options
+def test_output_and_gradients_are_those_of_plain_attention(
+  cases, inputs, rate, block
+):
+  arrays, mask = inputs
+  cases.check_same(
+    functools.partial(_blocked, block=block),
+    arrays,
+    atol=2e-6,
+    mask=mask,
+    seed=cases.seed(),
+    rate=rate,
   )
-  np.testing.assert_allclose(got, want, rtol=1e-5, atol=2e-6)
-  for name, a, b in zip('qkvd', gradients, want_gradients, strict=True):
-    scale = float(jnp.abs(b).max())
-    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * scale, err_msg=name)
 
 
-def test_a_mesh_changes_neither_values_nor_gradients_and_gathers_no_user():
-  arrays, mask = _inputs()
+def test_a_mesh_changes_nothing_and_gathers_no_user(cases, inputs):
+  arrays, mask = inputs
   mesh = jax.make_mesh(
     (8,), ('data',), axis_types=(jax.sharding.AxisType.Auto,)
   )
-  seed = dropout.site_seeds(jax.random.key(1), (1,), bits='hash')[0]
+  seed = cases.seed()
 
   def total(queries, keys, values, distances, mask):
     out = _blocked(
@@ -105,10 +68,10 @@ def test_a_mesh_changes_neither_values_nor_gradients_and_gathers_no_user():
   assert 'all-gather' not in gradients.lower(*placed).compile().as_text()
 
 
-def test_no_array_of_all_scores_exists():
+def test_no_array_of_all_scores_exists(cases, inputs):
   """Forward or backward; plain attention has several."""
-  (queries, keys, values, distances), mask = _inputs()
-  scores = 4 * _ROWS * _HEADS * _LENGTH**2
+  (queries, keys, values, distances), mask = inputs
+  scores = 4 * cases.ROWS * cases.HEADS * _LENGTH**2
 
   def memory(function):
     def total(*arrays):
@@ -123,14 +86,16 @@ def test_no_array_of_all_scores_exists():
     assert analysis is not None
     return analysis.temp_size_in_bytes
 
-  assert memory(_plain) > scores
+  assert memory(cases.plain) > scores
   assert memory(functools.partial(_blocked, block=4)) < 0.75 * scores
 
 
-def test_without_positions_only_the_mask_counts():
-  (queries, keys, values, distances), mask = _inputs()
+def test_without_positions_only_the_mask_counts(cases, inputs):
+  (queries, keys, values, distances), mask = inputs
   options = dict(mask=mask, seed=None, rate=0.3)  # no seed: no dropout
-  want = _plain(queries, keys, values, jnp.zeros_like(distances), **options)
+  want = cases.plain(
+    queries, keys, values, jnp.zeros_like(distances), **options
+  )
   got = _blocked(queries, keys, values, None, block=16, **options)
   np.testing.assert_allclose(got, want, rtol=1e-5, atol=2e-6)
 
