@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from experiments.benchmarks import harness
+from onerec_jax import huge_pages
 
 _LEVELS, _CODES = 3, 256
 _HISTORY_TOKENS = 80
@@ -350,4 +351,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
+  huge_pages.restart_with()  # as the project's own commands
   main()

@@ -22,6 +22,7 @@ from typing import Any
 
 from experiments.benchmarks import curve_tasks
 from experiments.benchmarks import harness
+from onerec_jax import huge_pages
 
 # e may be so much above what is expected: noise, and steps of powers of two.
 _CLIFF = 0.5
@@ -154,4 +155,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
+  huge_pages.restart_with()  # as the project's own commands
   main()

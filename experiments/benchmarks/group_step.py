@@ -27,6 +27,7 @@ from experiments.benchmarks import harness
 from experiments.benchmarks import models
 from onerec_jax import batch as batch_lib
 from onerec_jax import config as config_lib
+from onerec_jax import huge_pages
 from onerec_jax.losses import policy
 from onerec_jax.losses import preference
 from onerec_jax.model import flops
@@ -314,4 +315,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
+  huge_pages.restart_with()  # as the project's own commands
   main()

@@ -19,6 +19,8 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
+from onerec_jax import huge_pages
+
 RESULTS = pathlib.Path(__file__).parent / 'results'
 
 # An array in the text of a compiled program: f32[4,128,512]{2,1,0}.
@@ -162,6 +164,7 @@ def machine() -> dict[str, Any]:
     'cores': os.cpu_count(),
     'processor': platform.processor() or platform.machine(),
     'load_average': os.getloadavg(),
+    'memory_settings': os.environ.get(huge_pages.VARIABLE, ''),
   }
 
 

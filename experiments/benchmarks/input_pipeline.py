@@ -22,6 +22,7 @@ from experiments import quickstart
 from experiments import smoke
 from experiments.benchmarks import harness
 from onerec_jax import config as config_lib
+from onerec_jax import huge_pages
 from onerec_jax import workdir as workdir_lib
 from onerec_jax.data import examples
 from onerec_jax.data import pipeline
@@ -174,4 +175,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
+  huge_pages.restart_with()  # as the project's own commands
   main()

@@ -21,6 +21,7 @@ from typing import Any
 
 from experiments import table1_synthetic
 from onerec_jax import config as config_lib
+from onerec_jax import huge_pages
 from onerec_jax import workdir as workdir_lib
 from onerec_jax.stages import runner
 
@@ -90,4 +91,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
+  huge_pages.restart_with()  # as the project's own commands
   main()

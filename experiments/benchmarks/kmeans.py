@@ -31,6 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from onerec_jax import huge_pages
 from onerec_jax.semantic_ids import balanced_kmeans
 from onerec_jax.semantic_ids import kmeans
 
@@ -337,4 +338,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
+  huge_pages.restart_with()  # as the project's own commands
   main()

@@ -22,6 +22,7 @@ from typing import Any
 from typing import Literal
 
 from experiments.benchmarks import harness
+from onerec_jax import huge_pages
 
 _RESULT = pathlib.Path(__file__).parent / 'results' / 'lifelong_cost.json'
 _EVENTS = 100_000
@@ -179,4 +180,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
+  huge_pages.restart_with()  # as the project's own commands
   main()

@@ -8,22 +8,17 @@ same result.  Writes results/moe_dispatch.json.
 """
 
 import argparse
-import datetime
 import functools
-import importlib.metadata
-import json
 import os
-import pathlib
-import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 from experiments.benchmarks import harness
+from onerec_jax import huge_pages
 
-_RESULT = pathlib.Path(__file__).parent / 'results' / 'moe_dispatch.json'
+_RESULT = harness.RESULTS / 'moe_dispatch.json'
 _PEAK = 2048  # side of the square matmul that defines the peak
 _TOP_K = 2
 # (tokens, embed, hidden, experts); the fourth is the decoder of a v1 model of
@@ -199,20 +194,15 @@ def main() -> None:
     )
     for shape in _SHAPES
   ]
-  report = {
-    'command': 'python -m experiments.benchmarks.moe_dispatch '
-    + ' '.join(sys.argv[1:]),
-    'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
-    'threads': args.threads or os.cpu_count(),
-    'load_average': os.getloadavg(),
-    'versions': {'python': platform.python_version()}
-    | {n: importlib.metadata.version(n) for n in ('jax', 'jaxlib')},
-    'results': results,
-  }
-  path = pathlib.Path(args.output)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(json.dumps(report, indent=1) + '\n')
+  report = harness.report(
+    'moe_dispatch',
+    ('jax', 'jaxlib'),
+    threads=args.threads or os.cpu_count(),
+    results=results,
+  )
+  harness.write(args.output, report)
 
 
 if __name__ == '__main__':
+  huge_pages.restart_with()  # as the project's own commands
   main()

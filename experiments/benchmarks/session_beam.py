@@ -24,6 +24,7 @@ from experiments.benchmarks import harness
 from experiments.benchmarks import models
 from onerec_jax import batch as batch_lib
 from onerec_jax import config as config_lib
+from onerec_jax import huge_pages
 from onerec_jax.decoding import beam_search
 from onerec_jax.decoding import constraints
 from onerec_jax.decoding import recommend
@@ -306,4 +307,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
+  huge_pages.restart_with()  # as the project's own commands
   main()

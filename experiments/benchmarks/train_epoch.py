@@ -17,6 +17,7 @@ import statistics
 
 from experiments.benchmarks import harness
 from experiments.benchmarks import train_step
+from onerec_jax import huge_pages
 from onerec_jax.data import batch_plan
 from onerec_jax.data import examples
 
@@ -87,4 +88,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
+  huge_pages.restart_with()  # as the project's own commands
   main()

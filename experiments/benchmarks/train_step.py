@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from experiments.benchmarks import harness
+from onerec_jax import huge_pages
 
 # TIGER (arXiv:2305.05065): 20 items x 4 codes and a user token in, BOS and 4
 # codes out.
@@ -342,4 +343,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
+  huge_pages.restart_with()  # as the project's own commands
   main()

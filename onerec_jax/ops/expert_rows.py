@@ -6,6 +6,7 @@ every expert, loops over blocks of rows.  Pure array functions.
 
 import functools
 import itertools
+import math
 from collections.abc import Callable
 from typing import Literal
 from typing import NamedTuple
@@ -18,10 +19,17 @@ from jaxtyping import Int
 
 Activation = Callable[[jax.Array], jax.Array]
 
-# Rows multiplied at once on CPU, falling: a group takes blocks of 256 and then
-# the one that just holds its rest, because every block reads and packs the
+# Rows multiplied at once on CPU, falling: a group takes the largest blocks and
+# then the one that just holds its rest, because every block reads and packs the
 # matrices again, which costs about 30 rows' worth.
-_BLOCKS = (256, 192, 128, 96, 64, 32, 0)
+_BLOCKS = (256, 192, 128, 96, 64, 32)
+# Where an expert's mean share of the rows is less than the largest, most need
+# one block: sizes near it, as multiples of it.
+_OF_MEAN = (1.75, 1.5, 1.25, 1.0, 0.875, 0.625)
+_MULTIPLE = 16
+# Columns of hidden units that are multiplied at once where their transpose is:
+# packing long rows by column misses the caches.
+_COLUMNS = 256
 
 
 class ExpertWeights(NamedTuple):
@@ -123,9 +131,29 @@ def _ragged(activation, x, weights, order):
 # --- CPU --------------------------------------------------------------------
 
 
-def largest_block(num_rows: int) -> int:
-  """Returns the largest block that a group of `num_rows` rows could take."""
-  return next(b for b in reversed(_BLOCKS) if b >= min(num_rows, _BLOCKS[0]))
+def block_sizes(num_rows: int, num_experts: int) -> tuple[int, ...]:
+  """Returns the rows of the blocks that groups are cut into, falling.
+
+  Args:
+    num_rows: of all experts; no block is larger than these need.
+    num_experts: among which they are more or less even.
+  """
+  mean = num_rows / num_experts
+  sizes = _BLOCKS
+  if mean < _BLOCKS[0]:
+    near = {min(_multiple(mean * share), _BLOCKS[0]) for share in _OF_MEAN}
+    sizes = tuple(sorted(near, reverse=True))
+    while len(sizes) < len(_BLOCKS) and sizes[-1] > _MULTIPLE:
+      sizes = (*sizes, _multiple(sizes[-1] / 2))
+    # A few rows, as of one user's beams, may all go to one expert.
+    while len(sizes) < len(_BLOCKS) and sizes[0] < _BLOCKS[0]:
+      sizes = (min(2 * sizes[0], _BLOCKS[0]), *sizes)
+  enough = min((s for s in sizes if s >= num_rows), default=sizes[0])
+  return tuple(s for s in sizes if s <= enough)
+
+
+def _multiple(rows: float) -> int:
+  return _MULTIPLE * math.ceil(rows / _MULTIPLE)
 
 
 def _for_each_block(order, load, update, carry):
@@ -140,7 +168,7 @@ def _for_each_block(order, load, update, carry):
     carry: arrays that all experts write to.
   """
   ends = jnp.cumsum(order.sizes)
-  largest = largest_block(order.slots.shape[0])
+  sizes = _sizes(order)
 
   def expert(e, carry):
     local = load(e)
@@ -156,12 +184,15 @@ def _for_each_block(order, load, update, carry):
       )
 
     state = ends[e] - order.sizes[e], carry
-    for size, smaller in itertools.pairwise(_BLOCKS):
-      if size <= largest:
-        state = blocks(size, smaller, state)
+    for size, smaller in itertools.pairwise((*sizes, 0)):
+      state = blocks(size, smaller, state)
     return state[1]
 
   return jax.lax.fori_loop(0, ends.shape[0], expert, carry)
+
+
+def _sizes(order: RowOrder) -> tuple[int, ...]:
+  return block_sizes(order.slots.shape[0], order.sizes.shape[0])
 
 
 def _take(array, row, size):
@@ -176,6 +207,13 @@ def _contract(a, b, axes):
   return jax.lax.dot_general(a, b, ((axes[:1], axes[1:]), ((), ())))
 
 
+def _transposed_product(a, b):
+  """Returns a^T b, which is the faster the fewer columns `a` has at once."""
+  columns = range(0, a.shape[1], _COLUMNS)
+  parts = [_contract(a[:, c : c + _COLUMNS], b, (0, 0)) for c in columns]
+  return jnp.concatenate(parts)
+
+
 def _inside(size, row, end, block):
   return jnp.where((row + jnp.arange(size) < end)[:, None], block, 0)
 
@@ -188,8 +226,7 @@ def _middle(activation, pre):
 
 def _padded_tokens(x, order):
   # The last block may reach past the last row.
-  beyond = largest_block(order.slots.shape[0])
-  return jnp.pad(order.slots // _top_k(x, order), (0, beyond))
+  return jnp.pad(order.slots // _top_k(x, order), (0, _sizes(order)[0]))
 
 
 def _blocks_forward(activation, x, weights, order, *, keep):
@@ -249,7 +286,7 @@ def _blocks_backward(activation, residuals, dy):
     hidden, pull = jax.vjp(functools.partial(_middle, activation), inner)
     (dinner,) = pull(_contract(dout, local.wo, (1, 1)))
     dwi, dwg = jax.tree.map(lambda d: _contract(block, d, (0, 0)), dinner)
-    here = ExpertWeights(dwi, dwg, _contract(hidden, dout, (0, 0)))
+    here = ExpertWeights(dwi, dwg, _transposed_product(hidden, dout))
     dblock = jax.tree.map(
       lambda d, w: _contract(d, w, (1, 1)), dinner, (local.wi, local.wg)
     )

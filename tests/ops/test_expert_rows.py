@@ -44,13 +44,15 @@ def _loss(kind):
   return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
 
 
-# One size for every block, both ends of the largest one, and nothing.
+# 600 rows of six experts: blocks of 176, 160, 128, 112, 96 and 64.  One size
+# for every block, both ends of the largest one, and nothing.
 @pytest.mark.parametrize(
   'sizes',
   [
-    (1, 33, 65, 97, 129, 193),
-    (32, 64, 96, 128, 192, 0),
-    (256, 257, 0, 0, 0, 0),
+    (1, 65, 97, 113, 129, 161),
+    (64, 96, 112, 128, 160, 0),
+    (176, 177, 0, 0, 0, 0),
+    (600, 0, 0, 0, 0, 0),
   ],
 )
 def test_blocks_of_every_size_equal_the_ragged_product_with_gradients(sizes):
@@ -64,9 +66,36 @@ def test_blocks_of_every_size_equal_the_ragged_product_with_gradients(sizes):
   jax.tree.map(check, got, want)
 
 
-def test_no_block_is_larger_than_the_rows_need():
-  found = [expert_rows.largest_block(n) for n in (1, 32, 33, 200, 256, 10**6)]
-  assert found == [32, 32, 64, 256, 256, 256]
+@pytest.mark.parametrize(
+  ('rows', 'experts', 'sizes'),
+  [
+    (600, 6, (176, 160, 128, 112, 96, 64)),
+    # 4096 tokens, top-2, of 8 and of 64 experts.
+    (8192, 8, (256, 192, 128, 96, 64, 32)),
+    (8192, 64, (224, 192, 160, 128, 112, 80)),
+    # 256 is the most, whatever the mean.
+    (200 * 24, 24, (256, 208, 176, 128, 64, 32)),
+    # No block is larger than the rows need.
+    (1, 8, (16,)),
+    (40, 1, (48, 32, 16)),
+    # Of few rows all may be one expert's.
+    (256, 24, (256, 128, 64, 32, 16)),
+    (10**6, 1, (256, 192, 128, 96, 64, 32)),
+  ],
+)
+def test_sizes_of_blocks_lie_around_an_experts_share(rows, experts, sizes):
+  assert expert_rows.block_sizes(rows, experts) == sizes
+
+
+def test_a_wide_hidden_layer_is_transposed_in_parts():
+  generator = np.random.default_rng(0)
+  a, b = (
+    jnp.asarray(generator.standard_normal(shape), jnp.float32)
+    for shape in ((7, 600), (7, 5))
+  )
+  np.testing.assert_allclose(
+    expert_rows._transposed_product(a, b), a.T @ b, rtol=1e-5, atol=1e-5
+  )
 
 
 @pytest.mark.parametrize('gate', ['softmax', 'sigmoid'])
