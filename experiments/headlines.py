@@ -7,17 +7,12 @@ and experiments/benchmarks/README.md.
 from collections.abc import Mapping
 from typing import Any
 
+from experiments import amazon_figures
 from experiments import measured_runs
 from experiments import result_tables
 from experiments import sweep_tables
 from experiments.benchmarks import harness
-from onerec_jax.stages import published
 
-# Kept OneRec, kept SASRec, name of the set in TIGER's table.
-_NEXT_ITEM = (
-  ('onerec_amazon_beauty', 'sasrec_beauty', 'Beauty'),
-  ('onerec_amazon_sports', 'sasrec_sports', 'Sports'),
-)
 # Kept sweep, row, column, what it says.
 _SWEEPS = (
   (
@@ -64,34 +59,38 @@ def table() -> str:
 
 def _next_item() -> list[list[str]]:
   rows = []
-  for ours, theirs, data in _NEXT_ITEM:
-    run, baseline = measured_runs.read(ours), measured_runs.read(theirs)
-    if run is None:
+  for data in amazon_figures.SETS:
+    found = amazon_figures.read(data)
+    if found is None:
       continue
-    evaluated = run['stages']['evaluate']
     beside = []
-    if baseline is not None:
-      found = _model(baseline['stages']['evaluate'])
-      beside.append(f'SASRec with cross-entropy {found}')
-    best = evaluated['best_floor']
-    beside.append(f'best counting floor {_pair(evaluated["metrics"][best])}')
-    tiger = published.NEXT_ITEM[f'{data}/TIGER']
+    if found.sasrec:
+      beside.append(f'SASRec with cross-entropy {_model(found.sasrec)}')
+    beside.append(f'best counting floor {_pair(found.best_floor())}')
+    tiger = amazon_figures.published_figures(data, 'TIGER')
     beside.append(
       f'TIGER as published {tiger["recall@10"]:.3f} / {tiger["ndcg@10"]:.3f}'
     )
+    beside.append(_seeds(found.seeds))
     rows.append(
       [
         f'Next item, Amazon {data}: recall@10 / NDCG@10',
-        _model(evaluated, bold=True),
+        _model(found.ours, bold=True),
         '; '.join(beside),
       ]
     )
   return rows
 
 
-def _model(evaluated: Mapping[str, Any], *, bold: bool = False) -> str:
+def _seeds(number: int) -> str:
+  return f'{number} seed{"s" if number > 1 else ""}'
+
+
+def _model(
+  lists: Mapping[str, amazon_figures.Figures], *, bold: bool = False
+) -> str:
   """Returns what a model reaches, and alone if counts are in its lists."""
-  first, *alone = measured_runs.of_model(evaluated).values()
+  first, *alone = lists.values()
   mark = '**' if bold else ''
   text = f'{mark}{_pair(first)}{mark}'
   if not alone:
@@ -113,12 +112,11 @@ def _sweeps() -> list[list[str]]:
       continue
     sweep = run['sweep']
     row = next(r for r in sweep['rows'] if r['name'] == wanted)
-    seeds = len(sweep['seeds'])
     rows.append(
       [
         what,
         f'**{sweep_tables.change(row, column)}**',
-        f'{sweep["base"]}; {seeds} seed{"s" if seeds > 1 else ""}',
+        f'{sweep["base"]}; {_seeds(len(sweep["seeds"]))}',
       ]
     )
   return rows

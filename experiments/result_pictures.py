@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 from matplotlib import axes as mpl_axes
 
+from experiments import amazon_figures
 from experiments import measured_runs
 from experiments import sweep_tables
-from onerec_jax.stages import published
 from onerec_jax.stages import report_canvas as canvas
 
 
@@ -38,49 +38,29 @@ class Picture(NamedTuple):
 
 # --- Next item --------------------------------------------------------------
 
-# Title, kept OneRec, kept SASRec, name in TIGER's table.
-_SETS = (
-  ('Amazon Beauty', 'onerec_amazon_beauty', 'sasrec_beauty', 'Beauty'),
-  ('Amazon Sports', 'onerec_amazon_sports', 'sasrec_sports', 'Sports'),
-)
-# What their titles begin with.
-_OURS, _SASREC = 'OneRec', 'SASRec'
-
 
 def next_item() -> Picture:
   """Returns recall@10 of all methods, and how it grew with samples seen."""
-  sets = [_next_item(*entry) for entry in _SETS]
+  sets = [_next_item(data) for data in amazon_figures.SETS]
   return Picture([s for s in sets if s is not None], _draw_next_item)
 
 
-def _next_item(
-  title: str, ours: str, theirs: str, data: str
-) -> dict[str, Any] | None:
-  run, other = measured_runs.read(ours), measured_runs.read(theirs)
-  if run is None:
+def _next_item(data: str) -> dict[str, Any] | None:
+  found = amazon_figures.read(data)
+  if found is None:
     return None
-  evaluated = run['stages']['evaluate']
-  trained = measured_runs.of_model(evaluated)
-  curves = {_OURS: run['curve']}
-  floors = {
-    entry['title']: evaluated['metrics'][method]
-    for method, entry in evaluated['methods'].items()
-    if entry['title'] not in trained
-  }
-  if other is not None:
-    trained |= measured_runs.of_model(other['stages']['evaluate'])
-    curves[_SASREC] = other['curve']
-  rows = {name: x['recall@10'] for name, x in (trained | floors).items()}
+  every = found.ours | found.sasrec | found.floors
   return {
-    'title': title,
-    'rows': rows,
+    'title': f'Amazon {data}'
+    + (f', {found.seeds} seeds' if found.seeds > 1 else ''),
+    'rows': {name: x['recall@10'] for name, x in every.items()},
     'published': {
-      f'{method}, published': published.NEXT_ITEM[f'{data}/{method}'][
+      f'{method}, published': amazon_figures.published_figures(data, method)[
         'recall@10'
       ]
       for method in ('TIGER', 'SASRec')
     },
-    'curves': curves,
+    'curves': found.curves,
   }
 
 
@@ -102,7 +82,9 @@ def _draw_bars(ax: mpl_axes.Axes, found: Mapping[str, Any]) -> None:
   ]
   rows.sort(key=lambda row: row[1])
   names, means, lows, highs = map(list, zip(*rows, strict=True))
-  ours = [name for name in found['rows'] if name.startswith(_OURS)]
+  ours = [
+    name for name in found['rows'] if name.startswith(amazon_figures.OURS)
+  ]
   ax.barh(
     range(len(rows)),
     means,
@@ -131,15 +113,13 @@ def _draw_bars(ax: mpl_axes.Axes, found: Mapping[str, Any]) -> None:
 
 
 def _draw_curves(
-  ax: mpl_axes.Axes, curves: Mapping[str, Sequence[Mapping[str, Any]]]
+  ax: mpl_axes.Axes,
+  curves: Mapping[str, amazon_figures.Curve],
 ) -> None:
-  for name, curve in curves.items():
-    ax.plot(
-      [point['examples'] for point in curve],
-      [point['recall@10'] for point in curve],
-      color=canvas.ACCENT if name == _OURS else canvas.MUTED,
-      label=name,
-    )
+  for name, (examples, recalls) in curves.items():
+    is_ours = name == amazon_figures.OURS
+    color = canvas.ACCENT if is_ours else canvas.MUTED
+    ax.plot(examples, recalls, color=color, label=name)
   ax.set_title('on validation users')
   ax.set_xlabel('samples seen')
   ax.set_ylim(bottom=0)

@@ -216,16 +216,9 @@ def _curves(result: Mapping[str, Any], pictures: words.Pictures) -> None:
   """Adds validation recall over examples, averaged over seeds."""
   series = {}
   for row in result['rows']:
-    curves = [t['curve'] for t in row['training'] if t and t['curve']]
-    if not curves:
-      continue
-    shared = min(map(len, curves))
-    series[row['name']] = (
-      [point[1] for point in curves[0][:shared]],
-      [
-        float(np.mean([c[place][2] for c in curves])) for place in range(shared)
-      ],
-    )
+    curve = next_item_rows.mean_curve(row)
+    if curve is not None:
+      series[row['name']] = curve
   if not series:
     return
   pictures.add(

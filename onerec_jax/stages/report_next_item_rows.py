@@ -121,6 +121,21 @@ def mean_over_seeds(row: Row, name: str) -> float | None:
   return float(np.mean(known)) if known else None
 
 
+def mean_curve(row: Row) -> tuple[list[int], list[float]] | None:
+  """Returns examples seen and validation recall, averaged over the seeds.
+
+  As far as all seeds have come; None: no curve was kept.
+  """
+  curves = [t['curve'] for t in row['training'] if t and t['curve']]
+  if not curves:
+    return None
+  shared = min(map(len, curves))
+  return (
+    [point[1] for point in curves[0][:shared]],
+    [float(np.mean([c[place][2] for c in curves])) for place in range(shared)],
+  )
+
+
 def mean_legality(row: Row, name: str) -> float | None:
   """Returns a row's share of legal IDs over seeds, None: it has no IDs."""
   known = [found[name] for found in row['legality'] if name in (found or {})]

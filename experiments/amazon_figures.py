@@ -1,0 +1,113 @@
+"""OneRec, SASRec and the floors on an Amazon set, from kept figures.
+
+The sweep over seeds (public_benchmark.py) where it was run, else one run of
+each recipe.
+"""
+
+from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Any
+from typing import NamedTuple
+
+from experiments import measured_runs
+from onerec_jax.stages import published
+from onerec_jax.stages import report_next_item_rows as next_item_rows
+
+SETS = ('Beauty', 'Sports')
+OURS, SASREC = 'OneRec', 'SASRec'
+# Rows of the sweep, as runs of one recipe are called.
+_ROWS = {
+  'OneRec': f'{OURS} + transitions',
+  'OneRec, the model alone': f'{OURS} alone',
+  'SASRec, cross-entropy, and transitions': f'{SASREC} + transitions',
+  'SASRec, cross-entropy': f'{SASREC} alone',
+}
+
+# Metric -> {'mean', 'low', 'high'}.
+Figures = Mapping[str, Mapping[str, float]]
+# Samples seen, recall@10 of validation users.
+Curve = tuple[Sequence[float], Sequence[float]]
+
+
+class NextItem(NamedTuple):
+  """Of test users."""
+
+  seeds: int
+  ours: dict[str, Figures]  # by title, final lists first
+  sasrec: dict[str, Figures]  # empty: not measured
+  floors: dict[str, Figures]
+  curves: dict[str, Curve]  # by method
+
+  def best_floor(self) -> Figures:
+    """Returns that with the highest recall@10."""
+    return max(self.floors.values(), key=lambda f: f['recall@10']['mean'])
+
+
+def read(data: str) -> NextItem | None:
+  """Returns what is kept of one of `SETS`; None: nothing."""
+  name = data.lower()
+  for sweep in (f'public_benchmark_{name}', f'public_benchmark_{name}_cpu'):
+    run = measured_runs.read(sweep)
+    if run is not None:
+      return _of_sweep(run['sweep'])
+  run = measured_runs.read(f'onerec_amazon_{name}')
+  if run is None:
+    return None
+  return _of_runs(run, measured_runs.read(f'sasrec_{name}'))
+
+
+def published_figures(data: str, method: str) -> Mapping[str, float]:
+  """Returns metric -> value of TIGER's table (2305.05065)."""
+  return published.NEXT_ITEM[f'{data}/{method}']
+
+
+def _of_sweep(sweep: Mapping[str, Any]) -> NextItem:
+  rows = {row['name']: row for row in sweep['rows']}
+  of = {
+    kind: {
+      title: rows[name]['figures']
+      for name, title in _ROWS.items()
+      if title.startswith(kind) and name in rows
+    }
+    for kind in (OURS, SASREC)
+  }
+  curves: dict[str, Curve] = {}
+  for name, title in _ROWS.items():
+    curve = next_item_rows.mean_curve(rows[name]) if name in rows else None
+    if curve is not None:  # that of rows with one training is the same
+      curves[title.partition(' ')[0]] = curve
+  return NextItem(
+    seeds=len(sweep['seeds']),
+    ours=of[OURS],
+    sasrec=of[SASREC],
+    floors={row['name']: row['figures'] for row in sweep['floors']},
+    curves=curves,
+  )
+
+
+def _of_runs(
+  run: Mapping[str, Any], baseline: Mapping[str, Any] | None
+) -> NextItem:
+  evaluated = run['stages']['evaluate']
+  ours = measured_runs.of_model(evaluated)
+  sasrec: dict[str, Any] = {}
+  curves = {OURS: _curve(run)}
+  if baseline is not None:
+    sasrec = measured_runs.of_model(baseline['stages']['evaluate'])
+    curves[SASREC] = _curve(baseline)
+  return NextItem(
+    seeds=1,
+    ours=ours,
+    sasrec=sasrec,
+    floors={
+      entry['title']: evaluated['metrics'][method]
+      for method, entry in evaluated['methods'].items()
+      if entry['title'] not in ours
+    },
+    curves=curves,
+  )
+
+
+def _curve(run: Mapping[str, Any]) -> Curve:
+  points = run['curve']
+  return [p['examples'] for p in points], [p['recall@10'] for p in points]
