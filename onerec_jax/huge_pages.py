@@ -20,10 +20,12 @@ def restart_with() -> None:
 
   Same process id and arguments.  Returns where there is nothing to do: the C
   library knows no such setting, or GLIBC_TUNABLES names it already (with =0 to
-  do without huge pages).  Whether the kernel has any, it decides itself.
+  do without huge pages); and in a debugger, which would lose the process.
+  Whether the kernel has huge pages, it decides itself.
   """
   environment = environment_with(os.environ)
-  if environment != dict(os.environ) and _is_known():
+  wanted = environment != dict(os.environ)
+  if wanted and _is_known() and not _is_debugged():
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
 
@@ -43,3 +45,8 @@ def _is_known() -> bool:
   name, _, version = (os.confstr('CS_GNU_LIBC_VERSION') or '').partition(' ')
   numbers = tuple(int(n) for n in version.split('.')[:2] if n.isdecimal())
   return name == 'glibc' and numbers >= _SINCE
+
+
+def _is_debugged() -> bool:
+  """Whether a debugger follows this process."""
+  return sys.gettrace() is not None or 'debugpy' in sys.modules

@@ -60,9 +60,9 @@ def test_systems_without_such_a_name_do_not_know_it(monkeypatch):
   assert not huge_pages._is_known()
 
 
-def _run(tmp_path, **environment):
+def _run(tmp_path, *, before='', **environment):
   script = tmp_path / 'script.py'
-  script.write_text(_SCRIPT)
+  script.write_text(before + _SCRIPT)
   kept = {k: v for k, v in os.environ.items() if k != 'GLIBC_TUNABLES'}
   finished = subprocess.run(
     [sys.executable, '-W', 'error', str(script), 'run', '--x=a b'],
@@ -87,5 +87,12 @@ def test_a_process_begins_again_once_with_its_arguments(tmp_path):
 
 def test_whoever_says_no_is_left_alone(tmp_path):
   first, last = _run(tmp_path, GLIBC_TUNABLES='glibc.malloc.hugetlb=0')
+  assert first.startswith('began')
+  assert last.startswith('went on')
+
+
+def test_a_process_in_a_debugger_is_left_alone(tmp_path):
+  traced = 'import sys\nsys.settrace(lambda *_: None)\n'
+  first, last = _run(tmp_path, before=traced)
   assert first.startswith('began')
   assert last.startswith('went on')
