@@ -129,8 +129,11 @@ def _drop(
     return jax.lax.broadcasted_iota(jnp.uint32, weights.shape, axis)
 
   row = place(0) * np.uint32(weights.shape[1]) + place(1)
-  row = row * np.uint32(length) + place(2) + first.astype(jnp.uint32)
+  row = row * np.uint32(length) + place(2)
   number = row * np.uint32(weights.shape[3]) + place(3)
-  keep = dropout.keep_by_number(number, seed[0], seed[1], rate=rate)
+  # Written so that TPU's compiler takes it: libtpu 0.0.42 crashes where `first`
+  # is added to the row, and where weights are chosen and not multiplied.
+  before = first.astype(jnp.uint32) * np.uint32(weights.shape[3])
+  keep = dropout.keep_by_number(number, seed[0] + before, seed[1], rate=rate)
   scale = jnp.asarray(1 / (1 - rate), weights.dtype)
-  return jnp.where(keep, weights * scale, 0)
+  return weights * jnp.where(keep, scale, 0)
