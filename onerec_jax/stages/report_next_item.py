@@ -37,9 +37,11 @@ def print_table(
   console.print(f'[bold]{rich.markup.escape(result["title"])}[/bold]')
   console.print(next_item_rows.subtitle(result), style='dim', highlight=False)
   grid = rich.table.Table(box=rich.box.SIMPLE, padding=(0, 1, 0, 0))
-  columns = next_item_rows.columns(result)
-  grid.add_column('method', no_wrap=True)
-  for name in columns[1:]:
+  *columns, _ = next_item_rows.columns(result)
+  # Of all columns that of names alone may break: cut figures say nothing.
+  grid.add_column(columns[0], overflow='fold')
+  headline = words.label(f'recall@{result["headline_k"]}')
+  for name in (*columns[1:], f'{headline} − base'):
     grid.add_column(name, justify='right', no_wrap=True)
   for row in next_item_rows.ranking_rows(result):
     cells = [c if isinstance(c, str) else c['text'] for c in row['cells'][:-1]]

@@ -146,6 +146,19 @@ def test_the_terminal_shows_rows_floors_and_verdicts(sweep):
     assert word in text
 
 
+def test_long_names_of_rows_cut_no_figure(sweep):
+  long = 'a model with cross-entropy over all items, and transitions'
+  sweep['base'] = sweep['rows'][0]['name'] = long
+  file = io.StringIO()
+  report_next_item.print_table(
+    sweep, rich.console.Console(width=100, file=file)
+  )
+  text = file.getvalue()
+  assert '…' not in text
+  assert 'Recall@10 − base' in text
+  assert '−0.0005 −0.0025 to +0.0015' in text
+
+
 def _page(sweep, tmp_path):
   folder = workdir_lib.Workdir(tmp_path).stage('sweep')
   return report_next_item.write(sweep, folder).read_text()
