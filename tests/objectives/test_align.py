@@ -180,7 +180,10 @@ def test_the_encoder_does_not_run_again_for_each_candidate(
   setup, make_sessions
 ):
   model, params, frozen = setup
-  users = make_sessions(2, _PAIRS, history=4)
+  users = make_sessions(2, _PAIRS, history=12)
+  # Blocks of experts grow in steps; all rows with all experts grow evenly.
+  moe = dataclasses.replace(model.config.moe, dispatch='dense')
+  model = model.clone(config=dataclasses.replace(model.config, moe=moe))
   score = align.make_score(model, continue_items=0)
 
   def operations(width):
