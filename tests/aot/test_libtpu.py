@@ -37,7 +37,9 @@ values = {
     'decoder_layers': 2, 'mlp_dim': 384, 'compute_dtype': 'bfloat16',
     'remat': True, 'moe': {'num_experts': 8, 'expert_dim': 640},
   },
-  'data': {'history_length': 66, 'sessions': {'items_per_session': 2}},
+  'data': {
+    'history_length': int(sys.argv[6]), 'sessions': {'items_per_session': 2},
+  },
   'tokenizer': {'codes_per_level': 512},
   'mesh': {'data': 1, 'expert': int(sys.argv[4])},
   'pretrain': {'batch_size': int(sys.argv[5]), 'evaluate_every_steps': 0},
@@ -52,12 +54,12 @@ sys.exit(aot.run(
 """
 
 
-def _compile(tmp_path, topology, mode, *, expert=8, batch_size=64):
+def _compile(tmp_path, topology, mode, *, expert=8, batch_size=64, history=66):
   path = tmp_path / 'report.json'
   done = subprocess.run(
     [
       sys.executable, '-c', _PROGRAM, topology, mode, str(path), str(expert),
-      str(batch_size),
+      str(batch_size), str(history),
     ],
     env={
       **os.environ,
@@ -88,6 +90,17 @@ def test_a_tiny_model_compiles_as_it_should(tmp_path, topology, mode):
   assert not found['expert_weight_gathers']
   assert not found['wide_float_sorts']
   assert not found['unknown_loops']
+
+
+@pytest.mark.slow
+def test_a_history_too_long_for_the_kernel_is_taken_in_blocks(tmp_path):
+  # 2,080 tokens: no array of 2,080 x 2,080 scores.
+  status, report, text = _compile(
+    tmp_path, 'v6e-8', 'train', batch_size=8, history=520
+  )
+  assert status == 0, text
+  assert report['sizes']['encoder_tokens'] >= 2048
+  assert not report['findings']['score_arrays']
 
 
 @pytest.mark.slow
