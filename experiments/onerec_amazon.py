@@ -3,11 +3,12 @@
   python -m onerec_jax.main run --config=experiments/onerec_amazon.py:beauty \
     --config.data.path=DIR --workdir=runs/onerec_amazon
 
-Variants: beauty, sports.  One seed, test users, recall@10 / NDCG@10: on Beauty
-.101 / .061, without counted transitions .099 / .058, above every floor (.084 /
-.052) and above SASRec with cross-entropy (.091 / .056, with the same counts
-.097 / .060); on Sports .062 / .037 and .056 / .030 (floor .051 / .032, SASRec
-.052 / .031, with counts .059 / .035).  DIR holds Beauty.sequences.txt and
+Variants: beauty, sports.  Test users, recall@10 / NDCG@10: on Beauty (three
+seeds, public_benchmark.py:beauty_cpu) .102 / .062, without counted transitions
+.098 / .057, above every floor (.084 / .052) and above SASRec with cross-entropy
+(.092 / .056, with the same counts .097 / .060); on Sports (one seed) .062 /
+.037 and .056 / .030 (floor .051 / .032, SASRec .052 / .031, with counts .059 /
+.035).  DIR holds Beauty.sequences.txt and
 .items.jsonl (or Sports_and_Outdoors.*).
 
 What makes it strong where there are 12,000 items and 130,000 targets.
@@ -37,8 +38,8 @@ candidates of the counts' own, bring nothing.  What they add is in the users
 whose next item has a larger id than the last: the files sort what was bought on
 one day by id.
 
-A step is 37 GFLOPs at 5 items of history and 60 at 20 (padded); 2,500 took 40
-and 51 minutes on one busy CPU core each.
+A step is 37 GFLOPs at 5 items of history and 60 at 20 (padded); 2,500 take some
+35 minutes on one CPU core.
 """
 
 import ml_collections

@@ -7,9 +7,9 @@
 One table: OneRec, SASRec with the loss that makes it strong and with the
 published one, TIGER as published, and all counting floors; next item of every
 user, whole catalogue ranked, three seeds, the published rows beside; OneRec and
-SASRec alone and with counted transitions.  Claim, not measured yet: TIGER
-reaches its published figures, OneRec is above every other row (one seed on its
-own: it is, also where SASRec has the same counts).
+SASRec alone and with counted transitions.  Claim: TIGER reaches its published
+figures (not measured), OneRec is above every other row (measured on Beauty by
+beauty_cpu, experiments/README.md).
 
 A killed sweep goes on where it was; on another machine its folder rows/ is
 enough, 2 MB a row and seed, and only the row it was at begins anew.  A table is
@@ -26,8 +26,8 @@ TIGER reads MiniLM vectors (README), or those of a file:
 Cost of beauty, estimated, not measured: a seed's 48,500 steps are 5 PFLOPs, 4.5
 of them TIGER's.  On an H200-class GPU small kernels bound it: at 5 ms a step 5
 minutes a seed, and as much for compiling, validating and ranking.  On two CPU
-cores (90 GFLOP/s) 16 hours a seed; beauty_cpu and sports_cpu an hour and a half
-on one core.
+cores (90 GFLOP/s) 16 hours a seed; beauty_cpu and sports_cpu an hour a seed on
+one core.
 """
 
 from collections.abc import Mapping

@@ -206,29 +206,6 @@ def _of_transitions(result: dict[str, Any]) -> str:
   return f' Counted transitions add {", ".join(gains)}.'
 
 
-def slices(name: str, title: str) -> str:
-  """Returns recall by slice, of ours and of the best floor."""
-  run = measured_runs.read(name)
-  if run is None:
-    return f'**{title}**: {NOT_MEASURED}.'
-  result = run['stages']['evaluate']
-  best = result['best_floor']
-  alone = result['methods'].get('without_transitions')
-  shown = ('onerec', 'without_transitions', best) if alone else ('onerec', best)
-  rows = []
-  for kind, entries in result['slices'].items():
-    for entry in entries:
-      cells = [f'{kind}: {entry["slice"]}', f'{entry["users"]:,}']
-      for method in shown:
-        figures = entry['methods'].get(method)
-        cells.append(
-          f'{figures["recall@10"]["mean"]:.4f}' if figures else 'no users'
-        )
-      rows.append(cells)
-  header = ['slice', 'users', *(result['methods'][m]['title'] for m in shown)]
-  return f'**{title}, recall@10 by slice.**\n\n' + markdown(header, rows)
-
-
 def tokenizer() -> str:
   """Returns the quality of the semantic IDs of the kept runs."""
   rows = []

@@ -58,21 +58,6 @@ _BLOCKS: dict[str, Callable[[], str]] = {
   'quickstart': _of(
     result_tables.ranking, 'quickstart', 'MovieLens-100K, `make quickstart`'
   ),
-  'beauty': _of(
-    result_tables.ranking,
-    'onerec_amazon_beauty',
-    'Amazon Beauty 2014',
-    recipe='onerec_amazon.py:beauty',
-  ),
-  'beauty_slices': _of(
-    result_tables.slices, 'onerec_amazon_beauty', 'Amazon Beauty 2014'
-  ),
-  'sasrec_beauty': _of(
-    result_tables.ranking,
-    'sasrec_beauty',
-    'Amazon Beauty 2014, SASRec with full softmax',
-    recipe='sasrec_amazon.py:beauty',
-  ),
   'tiger_beauty': _of(
     result_tables.ranking,
     'tiger_beauty',
