@@ -12,6 +12,12 @@ from experiments import measured_runs
 _SHOWN = ('recall@5', 'recall@10', 'ndcg@10', 'mrr@10')
 NOT_MEASURED = 'not measured'
 _MAX_POINTS = 8  # of a curve in one line
+_COLD_ITEMS = {
+  'before': 'not added',
+  'shared': '`add-items`: the nearest ID that an item has',
+  'own': '`add-items --noshare_ids`',
+  'nearest': 'no model: items nearest to the last one by their vectors',
+}
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:
@@ -204,6 +210,50 @@ def _of_transitions(result: dict[str, Any]) -> str:
     for metric in ('recall@10', 'ndcg@10')
   )
   return f' Counted transitions add {", ".join(gains)}.'
+
+
+def cold_items(name: str, title: str) -> str:
+  """Returns what became of items that came after training.
+
+  Args:
+    name: of the kept run of cold_items.py.
+    title: of the table.
+  """
+  run = measured_runs.read(name)
+  if run is None:
+    return f'**{title}**: {NOT_MEASURED}.'
+  found = run['stages']['cold_items']
+  rows = []
+  for way, label in _COLD_ITEMS.items():
+    figures = found['figures'][way]
+    cells = [
+      _with_interval(figures[f'{group}/recall@{k}'])
+      for group in ('cold', 'warm')
+      for k in (10, 50)
+    ]
+    rows.append([label, *cells, f'{figures["warm/new@10"]["mean"]:.2f}'])
+  header = [
+    'items that came after training', 'recall@10 of these (95 %)',
+    'recall@50 of these', 'recall@10 of the others', 'recall@50 of the others',
+    'of them among the first ten of the others',
+  ]  # fmt: skip
+  users, training = found['users'], run['stages']['pretrain']
+  note = (
+    f'{found["new_items"]:,} items came after training on {found["items"]:,};'
+    f' {users["cold"]:,} users whose last item is one of them,'
+    f' {users["warm"]:,} others; history excluded; one seed.'
+  )
+  budget = (
+    f'{training["steps"]:,} steps on {run["machine"]}.'
+    f' `experiments/cold_items.py`, commit {run["commit"]}.'
+  )
+  table = markdown(header, rows)
+  return f'**{title}.** {note}\n\n{table}\n\n{budget}'
+
+
+def _with_interval(figure: Mapping[str, float]) -> str:
+  mean, low, high = (figure[key] for key in ('mean', 'low', 'high'))
+  return f'{mean:.4f} ({low:.4f}–{high:.4f})'
 
 
 def tokenizer() -> str:

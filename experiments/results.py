@@ -169,6 +169,11 @@ _BLOCKS: dict[str, Callable[[], str]] = {
       'movielens': 'MovieLens-100K',
     }.items()
   },
+  'cold_items': _of(
+    result_tables.cold_items,
+    'cold_items_beauty',
+    'Amazon Beauty 2014, new items',
+  ),
   'tokenizer': result_tables.tokenizer,
   'speed': summary.table,
   'aot': aot_table.of_recipes,

@@ -43,6 +43,18 @@ _ITEMS = flags.DEFINE_string(
   'recommend, export: file with the ids of the items that may be recommended,'
   ' one a line, e.g. what is in stock (default: all).',
 )
+_NEW_ITEMS = flags.DEFINE_string(
+  'new_items',
+  None,
+  'add-items: table (.parquet, .csv, .tsv) with the columns item_id and title,'
+  ' text or categories.',
+)
+_SHARE_IDS = flags.DEFINE_bool(
+  'share_ids',
+  True,
+  'add-items: a new item takes the nearest ID that an item has, which the model'
+  ' knows; --noshare_ids: one of its own, as tokenizer.collision has it.',
+)
 _TOP_K = flags.DEFINE_integer('top_k', 10, 'recommend, export: items per user.')
 _AGAINST = flags.DEFINE_list(
   'against', None, 'compare: work directories of other runs, comma separated.'
@@ -107,6 +119,7 @@ _COMMANDS = (
   'sweep',
   'compare',
   'recommend',
+  'add-items',
   'export',
   'validate-data',
   'aot',
@@ -253,6 +266,17 @@ def _write(
     from onerec_jax.stages import sweep
 
     sweep.run(experiment, workdir)
+    return
+
+  if command == 'add-items':
+    from onerec_jax.stages import added_items
+
+    added_items.run(
+      experiment,
+      workdir,
+      path=_NEW_ITEMS.value,
+      share_ids=_SHARE_IDS.value,
+    )
     return
 
   from onerec_jax.stages import runner

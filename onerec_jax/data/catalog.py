@@ -28,7 +28,7 @@ class Sequences(NamedTuple):
   timestamps: Int[np.ndarray, ' E']  # microseconds UTC, or ranks
 
 
-def _write(path: epath.Path, frame: pl.DataFrame) -> None:
+def write_frame(path: epath.Path, frame: pl.DataFrame) -> None:
   """Writes a table so that a reader sees the old one or the whole new one."""
   path.parent.mkdir(parents=True, exist_ok=True)
   buffer = io.BytesIO()
@@ -73,9 +73,9 @@ def write_tables(
     users: user i32 (= row), user_id, then features by name.
   """
   folder = epath.Path(folder)
-  _write(folder / 'interactions.parquet', interactions)
-  _write(folder / 'items.parquet', items)
-  _write(folder / 'users.parquet', users)
+  write_frame(folder / 'interactions.parquet', interactions)
+  write_frame(folder / 'items.parquet', items)
+  write_frame(folder / 'users.parquet', users)
 
 
 def read_interactions(folder: _Path) -> pl.DataFrame:
@@ -182,7 +182,7 @@ def write_semantic_ids(
     columns[f'code_{level}'] = codes[:, level].astype(np.int32)
   columns['rank_in_bucket'] = rank_in_bucket.astype(np.int32)
   columns[_SIZES] = pl.Series(sizes, dtype=pl.List(pl.Int64))
-  _write(epath.Path(path), pl.DataFrame(columns))
+  write_frame(epath.Path(path), pl.DataFrame(columns))
 
 
 def read_semantic_ids(path: _Path) -> table.SemanticIds:
@@ -221,7 +221,7 @@ def write_predictions(path: _Path, columns: dict[str, np.ndarray]) -> None:
       series.append(column.alias(name))
     else:
       series.append(pl.Series(name, values))
-  _write(epath.Path(path), pl.DataFrame(series))
+  write_frame(epath.Path(path), pl.DataFrame(series))
 
 
 def read_predictions(path: _Path) -> dict[str, np.ndarray]:

@@ -109,6 +109,36 @@ def load(
   return dataset, problems
 
 
+def read_items(path: str, tables: config.TablesConfig | None) -> pl.DataFrame:
+  """Returns an item table alone, such as of items that came later.
+
+  Args:
+    path: .parquet, .csv or .tsv.
+    tables: its columns; None: item_id and, where they are there, title, text
+      and categories.
+
+  Returns:
+    item_id, title, text (str or null), categories (list of str).
+
+  Raises:
+    DataError: lists everything that is wrong.
+  """
+  problems: list[schema.Problem] = []
+  source = _open(path, problems)
+  columns.raise_if_any(problems)
+  assert source is not None
+  if tables is None:
+    has = source.frame.columns
+    tables = config.TablesConfig(
+      item_text_columns=('text',) if 'text' in has else (),
+      item_category_columns=('categories',) if 'categories' in has else (),
+    )
+  items = _items(source, tables)
+  columns.raise_if_any(problems)
+  assert items is not None
+  return items
+
+
 def _open(name: str | None, problems: list[schema.Problem]) -> _Source | None:
   if name is None:
     return None

@@ -78,6 +78,15 @@ class Transitions:
       history_decay=history_decay,
     )
 
+  def with_items(self, num_items: int) -> 'Transitions':
+    """Returns the transitions of a larger catalogue; new items have none."""
+    more = [(0, num_items - len(self.successors)), (0, 0)]
+    return dataclasses.replace(
+      self,
+      successors=jnp.pad(self.successors, more, constant_values=-1),
+      weights=jnp.pad(self.weights, more),
+    )
+
 
 class Followers(NamedTuple):
   """What the last items of each user lead to; an item may come repeatedly."""

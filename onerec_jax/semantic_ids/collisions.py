@@ -141,6 +141,41 @@ def encode_new_items(
   return Resolution(ids, moved, unresolved)
 
 
+def share_ids(
+  codebooks: residual_kmeans.Codebooks,
+  embeddings: Float[np.ndarray, 'N D'],
+  *,
+  existing: table.SemanticIds,
+) -> Resolution:
+  """Appends new items to a table under IDs that older items have.
+
+    id(x) = argmin over the IDs u of the table of |x - Σ_l c^l_{u_l}|^2
+
+  A model knows these IDs, so that it reads and generates new items at once, as
+  what they are most like.  They come behind the older items of their ID, in
+  the given order; ties go to the ID of the lower codes.
+
+  Args:
+    codebooks: those that the table was made with.
+    embeddings: vectors of the new items, from the same embedder. [N, D]
+    existing: the table so far; a level of numbers ('append') stands for
+      nothing, so that the first item of a bucket is shared with.
+  """
+  taken = np.unique(existing.codes, axis=0)
+  levels = len(codebooks.codebooks)
+  centroids = residual_kmeans.reconstruct(codebooks, taken[:, :levels])
+  norms = (centroids**2).sum(1)
+  codes = np.empty((len(embeddings), existing.levels), np.int32)
+  rows = max(1, _TILE_ELEMENTS // len(taken))
+  for start in range(0, len(embeddings), rows):
+    products = embeddings[start : start + rows] @ centroids.T
+    codes[start : start + rows] = taken[np.argmin(norms - 2 * products, axis=1)]
+  whole = np.concatenate([existing.codes, codes])
+  rank = _arrival_rank(whole, existing.rank_in_bucket, existing.num_items)
+  ids = table.SemanticIds(whole, existing.codes_per_level, rank)
+  return Resolution(ids, moved=0, unresolved=0)
+
+
 def _arrival_rank(codes, old_rank, num_old) -> np.ndarray:
   """Returns old ranks, continued for new rows in order of arrival."""
   bucket = table.bucket_of(codes)

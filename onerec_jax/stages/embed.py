@@ -20,6 +20,7 @@ from onerec_jax import meshes
 from onerec_jax import workdir as workdir_lib
 from onerec_jax.data import captions as captions_lib
 from onerec_jax.data import examples
+from onerec_jax.data import item_content
 from onerec_jax.data import item_pairs
 from onerec_jax.data import item_tokens
 from onerec_jax.data import item_vectors
@@ -49,7 +50,7 @@ def run(
     ValueError: a part or the alignment has nothing to work with.
   """
   workdir.require(workdir.data / 'items.parquet', 'prepare')
-  view = item_vectors.read_view(workdir.data)
+  view = item_content.read_view(workdir.data)
   transitions = neighbours.read_transitions(
     examples.ExampleStore(workdir.data / 'examples' / 'valid.arrayrecord'),
     max_examples=_TRANSITIONS,
@@ -130,7 +131,7 @@ def _agreed(block: item_vectors.Block) -> item_vectors.Block:
 def _align(
   experiment: config.Experiment,
   workdir: workdir_lib.Workdir,
-  view: item_vectors.DatasetView,
+  view: item_content.DatasetView,
   blocks: Sequence[item_vectors.Block],
   vectors: np.ndarray,
   transitions: neighbours.Transitions,

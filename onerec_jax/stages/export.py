@@ -21,6 +21,7 @@ from onerec_jax import workdir as workdir_lib
 from onerec_jax.data import catalog
 from onerec_jax.decoding import catalogue_ranking
 from onerec_jax.decoding import recommend as decoding
+from onerec_jax.stages import added_items
 from onerec_jax.stages import listed_items
 from onerec_jax.stages import reinforce
 from onerec_jax.stages import trained as trained_lib
@@ -65,10 +66,11 @@ def run(
   if jax.process_count() > 1:
     raise ValueError('export runs in one process: start it on one host alone.')
   trained = reinforce.load_final(experiment, workdir)
+  trained, served = added_items.serve(trained, workdir)
   used, settings = trained.experiment, experiment.evaluate
   if items is not None:
     trained = listed_items.restrict(
-      trained, items, catalog.item_ids(workdir.data), settings.decoding
+      trained, items, served.item_ids, settings.decoding
     )
   if trained.contexts is not None:
     raise ValueError(
@@ -83,7 +85,7 @@ def run(
     max_excluded=_longest_history(workdir),
     top_k=top_k,
     new_user=len(catalog.read_users(workdir.data)),
-    item_ids=catalog.item_ids(workdir.data).tolist(),
+    item_ids=served.item_ids.tolist(),
     dtypes=[],
     name=used.name,
     checkpoint_step=trained.step,

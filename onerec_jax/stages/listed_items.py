@@ -11,6 +11,7 @@ from etils import epath
 
 from onerec_jax import config
 from onerec_jax import workdir as workdir_lib
+from onerec_jax.stages import served
 from onerec_jax.stages import trained as trained_lib
 
 
@@ -70,4 +71,4 @@ def restrict(
       ', '.join(unknown[:3]),
     )
   logging.info('Recommending from %d of %d items', len(found), len(known))
-  return trained_lib.restricted(trained, np.array(found, np.int64))
+  return served.restricted(trained, np.array(found, np.int64))

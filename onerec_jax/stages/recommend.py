@@ -30,6 +30,7 @@ from onerec_jax import sharding
 from onerec_jax import workdir as workdir_lib
 from onerec_jax.data import catalog
 from onerec_jax.data import user_context
+from onerec_jax.stages import added_items
 from onerec_jax.stages import listed_items
 from onerec_jax.stages import reinforce
 from onerec_jax.stages import trained as trained_lib
@@ -143,7 +144,7 @@ def _known_users(
 
 
 def _new_user(workdir: workdir_lib.Workdir, history: Sequence[str]) -> _Request:
-  ids = catalog.item_ids(workdir.data).tolist()
+  ids = added_items.catalogue(workdir).item_ids.tolist()
   places = _index_of(
     [i.strip() for i in history], {t: i for i, t in enumerate(ids)}, 'item'
   )
@@ -164,9 +165,11 @@ def _answer(
 ) -> list[dict[str, Any]]:
   settings = experiment.evaluate
   trained = reinforce.load_final(experiment, workdir)
-  ids = catalog.item_ids(workdir.data)
+  trained, served = added_items.serve(trained, workdir)
   if items is not None:
-    trained = listed_items.restrict(trained, items, ids, settings.decoding)
+    trained = listed_items.restrict(
+      trained, items, served.item_ids, settings.decoding
+    )
   recommender = trained_lib.Recommender(
     trained,
     settings.decoding,
@@ -180,7 +183,6 @@ def _answer(
       "A model with encoder='pathways' reads the events of known users, with"
       ' their times and feedback, and cannot answer --history: give --users.'
     )
-  titles = catalog.item_titles(workdir.data)
   mine = sharding.own_rows(trained.mesh)(recommender.batch_size)
   rows: list[dict[str, Any]] = []
   for start in range(0, len(requests), recommender.batch_size):
@@ -205,8 +207,8 @@ def _answer(
           {
             'user_id': request.user_id,
             'rank': rank,
-            'item_id': str(ids[item]),
-            'title': titles[item],
+            'item_id': str(served.item_ids[item]),
+            'title': served.titles[item],
             'score': float(answers.scores[row, rank - 1]),
           }
         )
@@ -258,7 +260,7 @@ def _print(
   requests: Sequence[_Request],
   rows: Sequence[Mapping[str, Any]],
 ) -> None:
-  titles = catalog.item_titles(workdir.data)
+  titles = added_items.catalogue(workdir).titles
   console = rich.console.Console()
   for request in requests:
     last = ' · '.join(titles[i] for i in request.history[-3:].tolist())

@@ -46,16 +46,27 @@ def read(
   """
   if experiment.model.code_init == 'random':
     return None
-  path = workdir.require(workdir.tokenizer / 'codebooks.npz', 'tokenize')
-  found = residual_kmeans.read_codebooks(path)
+  found = _codebooks(workdir)
   residuals = None
   if experiment.model.id_buckets and experiment.tokenizer.quantizer != 'rqvae':
     vectors = workdir.require(workdir.embeddings, 'embed')
     with vectors.open('rb') as file, np.load(file) as stored:
-      residuals = stored['embeddings'] - residual_kmeans.reconstruct(
-        found, ids.codes[:, : len(found.codebooks)]
-      )
+      residuals = _left_over(found, stored['embeddings'], ids.codes)
   return StartingVectors(vocabulary, found.codebooks, residuals, ids.codes)
+
+
+def _codebooks(workdir: workdir_lib.Workdir) -> residual_kmeans.Codebooks:
+  path = workdir.require(workdir.tokenizer / 'codebooks.npz', 'tokenize')
+  return residual_kmeans.read_codebooks(path)
+
+
+def _left_over(
+  found: residual_kmeans.Codebooks, vectors: np.ndarray, codes: np.ndarray
+) -> Float[np.ndarray, 'I Z']:
+  """Returns item vectors minus the centroids of their codes."""
+  return vectors - residual_kmeans.reconstruct(
+    found, codes[:, : len(found.codebooks)]
+  )
 
 
 def start(params: Any, vectors: StartingVectors) -> Any:
@@ -81,3 +92,45 @@ def start(params: Any, vectors: StartingVectors) -> Any:
       vectors.codebooks, vectors.residuals, np.asarray(buckets), ids
     ),
   }
+
+
+def with_new_items(
+  params: Any,
+  vectors: StartingVectors,
+  workdir: workdir_lib.Workdir,
+  codes: Int[np.ndarray, 'N K'],
+  item_vectors: Float[np.ndarray, 'N Z'],
+) -> Any:
+  """Returns trained parameters in which IDs of new items have an embedding.
+
+  It is the one that they would have started with.  Buckets of IDs that were
+  trained stay as they are.
+
+  Args:
+    params: trained, whole, NumPy.
+    vectors: of the training.
+    workdir: with the codebooks.
+    codes: IDs of the new items.
+    item_vectors: of the new items.
+  """
+  if vectors.residuals is None:
+    return params
+  embedding = np.asarray(params['id_embedding'])
+  buckets = np.asarray(
+    vocabulary_lib.id_bucket(
+      jnp.asarray(np.concatenate([vectors.codes, codes])), len(embedding)
+    )
+  )
+  residuals = _left_over(_codebooks(workdir), item_vectors, codes)
+  started = code_vectors.from_residuals(
+    vectors.codebooks,
+    # With those of the training, whose scale theirs is.
+    np.concatenate([vectors.residuals, residuals]),
+    buckets,
+    embedding,
+  )
+  old = len(vectors.codes)
+  fresh = np.setdiff1d(buckets[old:], buckets[:old])
+  result = embedding.copy()
+  result[fresh] = started[fresh]
+  return {**params, 'id_embedding': result}

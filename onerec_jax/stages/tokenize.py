@@ -158,6 +158,27 @@ def run(
   return result
 
 
+def codebooks_of(
+  experiment: config_lib.Experiment,
+  workdir: workdir_lib.Workdir,
+  embeddings: np.ndarray,
+) -> tuple[residual_kmeans.Codebooks, Callable[[np.ndarray], np.ndarray]]:
+  """Returns the run's codebooks, and what makes item vectors their points.
+
+  Args:
+    experiment: of the run.
+    workdir: where the stage is complete.
+    embeddings: the item vectors that it quantized. [I, D]
+  """
+  path = workdir.require(workdir.tokenizer / 'codebooks.npz', 'tokenize')
+  if experiment.tokenizer.quantizer != 'rqvae':
+    return residual_kmeans.read_codebooks(path), lambda vectors: vectors
+  trained = _rqvae_of(
+    embeddings, experiment, workdir, meshes.make_mesh(experiment.mesh)
+  )
+  return trained.codebooks, trained.encode
+
+
 def _fit_kmeans(
   embeddings: np.ndarray,
   *,
@@ -202,13 +223,7 @@ def _train_rqvae(
       " clusters, which tokenizer.quantizer='rqvae' has not: set"
       " tokenizer.corpus_assignment='nearest'."
     )
-  trained = rqvae.train(
-    embeddings,
-    config=config,
-    seed=experiment.seed,
-    mesh=mesh,
-    folder=workdir.stage('tokenize') / 'rqvae',
-  )
+  trained = _rqvae_of(embeddings, experiment, workdir, mesh)
   latents = trained.encode(embeddings)
   return _Quantized(
     codes=residual_kmeans.encode(trained.codebooks, latents, mesh=mesh),
@@ -216,6 +231,22 @@ def _train_rqvae(
     points=latents,
     reconstruct=trained.reconstruct,
     details={'training': trained.summary},
+  )
+
+
+def _rqvae_of(
+  embeddings: np.ndarray,
+  experiment: config_lib.Experiment,
+  workdir: workdir_lib.Workdir,
+  mesh: jax.sharding.Mesh,
+) -> rqvae.Trained:
+  """Returns the trained RQ-VAE; trains what is left of it."""
+  return rqvae.train(
+    embeddings,
+    config=experiment.tokenizer,
+    seed=experiment.seed,
+    mesh=mesh,
+    folder=workdir.stage('tokenize') / 'rqvae',
   )
 
 

@@ -142,7 +142,7 @@ def load(
   ]
   for line in differences:
     logging.warning('differs from the training, which counts: %s', line)
-  place = _placer(mesh)
+  place = whole_on(mesh)
   return Trained(
     experiment=used,
     model=model,
@@ -179,26 +179,10 @@ def _ids_if_any(workdir: workdir_lib.Workdir) -> table.SemanticIds:
   )
 
 
-def _placer(mesh: Mesh) -> Callable[[Any], Any]:
+def whole_on(mesh: Mesh) -> Callable[[Any], Any]:
   """Returns what puts a tree of arrays whole onto every device."""
   whole = sharding.replicated(mesh)
   return functools.partial(jax.tree.map, lambda x: sharding.place(x, whole))
-
-
-def restricted(trained: Trained, items: np.ndarray) -> Trained:
-  """Returns the model with a catalogue of some of its items.
-
-  Args:
-    trained: from `load`.
-    items: dense items that may be recommended, rising, at least one.
-  """
-  allowed = np.zeros(len(trained.ids.codes), bool)
-  allowed[items] = True
-  trie = trained.trie.only(
-    trained.ids.codes, items, rank_in_bucket=trained.ids.rank_in_bucket
-  )
-  place = _placer(trained.mesh)
-  return trained._replace(trie=place(trie), allowed=place(allowed))
 
 
 def check_model(

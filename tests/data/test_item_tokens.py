@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from onerec_jax import config
+from onerec_jax.data import item_content
 from onerec_jax.data import item_tokens
 from onerec_jax.data import item_vectors
 
@@ -57,7 +58,7 @@ def test_a_tensor_of_tokens_gives_as_many_tokens():
 
 @pytest.fixture
 def view():
-  return item_vectors.DatasetView(
+  return item_content.DatasetView(
     item_ids=np.array(['a', 'b', 'c', 'd']),
     texts=[''] * 4,
     categories=[[]] * 4,

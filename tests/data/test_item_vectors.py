@@ -7,6 +7,7 @@ from scipy import sparse
 
 from onerec_jax import config
 from onerec_jax.data import cooccurrence
+from onerec_jax.data import item_content
 from onerec_jax.data import item_vectors
 from onerec_jax.data import minilm
 
@@ -20,7 +21,7 @@ def make_view(num_items=30, num_users=60, seed=0):
   for user in range(num_users):
     own = np.arange(user % 3, num_items - 3, 3)  # the last three are never met
     sequences.append(rng.permutation(own)[:6])
-  return item_vectors.DatasetView(
+  return item_content.DatasetView(
     item_ids=np.array([f'item{i}' for i in range(num_items)]),
     texts=[f'{WORDS[i % 3]} number{i % 7}' for i in range(num_items)],
     categories=[[f'c{i % 3}', f'd{i % 2}'] for i in range(num_items)],
@@ -100,7 +101,7 @@ def test_items_without_content_get_the_zero_block(kind):
   ],
 )
 def test_a_part_without_data_says_so(kind, message):
-  view = item_vectors.DatasetView(
+  view = item_content.DatasetView(
     item_ids=np.array(['a', 'b']),
     texts=['', ''],
     categories=[[], []],
@@ -170,7 +171,7 @@ def test_an_array_keyed_by_item_id_is_matched_and_gaps_are_empty(tmp_path):
   vectors = np.arange(40, dtype=np.float32).reshape(20, 2) + 1
   path = str(tmp_path / 'v.npz')
   np.savez(path, item_ids=ids, embeddings=vectors)
-  got = item_vectors.read_array(path, view)
+  got = item_content.read_array(path, view)
   np.testing.assert_array_equal(got[10:], vectors[::-1])
   assert not got[:10].any()
   block = item_vectors.build_part(part('array', path=path), view, seed=0)
@@ -199,12 +200,12 @@ def test_arrays_that_fit_no_catalogue_are_refused(tmp_path, arrays, message):
   path = str(tmp_path / 'v.npz')
   np.savez(path, **arrays)
   with pytest.raises(ValueError, match=message):
-    item_vectors.read_array(path, make_view())
+    item_content.read_array(path, make_view())
 
 
 def test_a_missing_array_is_named():
   with pytest.raises(FileNotFoundError, match=r'nowhere\.npy'):
-    item_vectors.read_array('nowhere.npy', make_view())
+    item_content.read_array('nowhere.npy', make_view())
 
 
 # --- Co-occurrence ----------------------------------------------------------
@@ -276,3 +277,36 @@ def test_equal_vectors_do_not_hit_by_luck():
     )
     == 0
   )
+
+
+# --- Items that came later --------------------------------------------------
+
+
+@pytest.mark.parametrize('kind', ['text', 'categories'])
+def test_content_parts_see_their_own_items_as_they_did(kind):
+  fitted = item_vectors.fit_part(part(kind, dim=30), make_view(), seed=0)
+  assert fitted.encode is not None
+  again = fitted.encode(make_view())
+  np.testing.assert_allclose(again.values, fitted.block.values, atol=1e-5)
+  np.testing.assert_array_equal(again.empty, fitted.block.empty)
+
+
+def test_arrays_see_their_own_items_as_they_did_tokens_too(tmp_path):
+  tensor = np.random.default_rng(2).normal(size=(30, 2, 5)).astype(np.float32)
+  tensor[3] = 0
+  tensor[4, 1] = 0
+  path = tmp_path / 'tokens.npz'
+  np.savez(path, embeddings=tensor, item_ids=make_view().item_ids)
+  fitted = item_vectors.fit_part(
+    part('array', dim=5, path=str(path)), make_view(), seed=0
+  )
+  assert fitted.encode is not None
+  again = fitted.encode(make_view())
+  np.testing.assert_allclose(again.values, fitted.block.values, atol=1e-5)
+  np.testing.assert_array_equal(again.tokens, tensor)
+  assert again.empty.tolist() == [i == 3 for i in range(30)]
+
+
+@pytest.mark.parametrize('kind', ['cooccurrence', 'swing'])
+def test_parts_of_behaviour_do_not_see_later_items(kind):
+  assert item_vectors.fit_part(part(kind), make_view(), seed=0).encode is None

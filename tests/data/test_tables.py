@@ -287,3 +287,38 @@ def test_brackets_in_a_file_name_are_no_pattern(tmp_path):
   path = tmp_path / 'events [1].csv'
   path.write_text('user,item,when\nu,i,1\n')
   assert len(tables.read(bare(path)).interactions) == 1
+
+
+# --- Items alone ------------------------------------------------------------
+
+
+def test_items_alone_are_read_with_the_usual_columns(tmp_path):
+  path = tmp_path / 'new.csv'
+  path.write_text('item_id,text,categories\n7,red hat,a|b\n8,,\n')
+  found = tables.read_items(str(path), None)
+  assert found.to_dicts() == [
+    {
+      'item_id': '7', 'title': None, 'text': 'red hat',
+      'categories': ['a', 'b'],
+    },
+    {'item_id': '8', 'title': None, 'text': None, 'categories': []},
+  ]  # fmt: skip
+
+
+def test_items_alone_are_read_as_those_of_the_data(tmp_path):
+  path = tmp_path / 'new.csv'
+  path.write_text('sku,name,words\n7,Hat,red\n')
+  settings = config.TablesConfig(
+    item_column='sku', item_title_column='name', item_text_columns=('words',)
+  )
+  (found,) = tables.read_items(str(path), settings).to_dicts()
+  assert found == {
+    'item_id': '7', 'title': 'Hat', 'text': 'red', 'categories': []
+  }  # fmt: skip
+
+
+def test_mistakes_of_items_alone_are_listed(tmp_path):
+  path = tmp_path / 'new.csv'
+  path.write_text('item_id\n7\n7\n')
+  with pytest.raises(schema.DataError, match='occurred before'):
+    tables.read_items(str(path), None)

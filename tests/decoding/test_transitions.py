@@ -155,3 +155,15 @@ def test_where_nothing_is_counted_the_model_decides():
 def test_transitions_that_are_missing_are_asked_for():
   with pytest.raises(ValueError, match='transitions must be given'):
     _after(None, [0])
+
+
+def test_items_that_came_later_follow_nothing_and_nothing_follows_them():
+  made = _made()
+  more = made.with_items(7)
+  np.testing.assert_array_equal(more.successors[:5], made.successors)
+  np.testing.assert_array_equal(more.weights[:5], made.weights)
+  assert (np.asarray(more.successors[5:]) == -1).all()
+  assert not np.asarray(more.weights[5:]).any()
+  # Item 6 came later: only item 0, one place back, leads anywhere.
+  weights = np.asarray(transitions.of_items(_after(more, [0, 6]), 7))[0]
+  np.testing.assert_allclose(weights, [0, 1.5, 0, 0, 1.5, 0, 0])

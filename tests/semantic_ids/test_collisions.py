@@ -128,3 +128,40 @@ def test_no_new_items_change_nothing(policy):
     CODEBOOKS, np.zeros((0, 1), 'f4'), existing=old, policy=policy
   )
   assert result.ids.digest() == old.digest()
+
+
+# --- Shared IDs -------------------------------------------------------------
+
+
+def test_new_items_share_the_nearest_id_that_an_item_has():
+  # IDs that items have stand for 3, 1, 0, 2 and 20; (3, 3) has none.
+  old = _resolve('reassign').ids
+  vectors = np.array([[1.1], [33.0], [1.2], [11.4]], 'f4')
+  result = collisions.share_ids(CODEBOOKS, vectors, existing=old)
+  np.testing.assert_array_equal(result.ids.codes[:5], old.codes)
+  np.testing.assert_array_equal(result.ids.rank_in_bucket[:5], 0)
+  np.testing.assert_array_equal(
+    result.ids.codes[5:], [[0, 1], [2, 0], [0, 1], [0, 3]]
+  )
+  np.testing.assert_array_equal(result.ids.rank_in_bucket[5:], [1, 1, 2, 1])
+  assert (result.moved, result.unresolved) == (0, 0)
+
+
+def test_shared_ids_come_behind_those_of_a_bucket():
+  old = _resolve('bucket').ids  # (0, 1) has three items, ranks 2, 0, 1
+  vectors = np.array([[1.1], [1.9]], 'f4')
+  result = collisions.share_ids(CODEBOOKS, vectors, existing=old)
+  np.testing.assert_array_equal(result.ids.codes[5:], [[0, 1], [0, 2]])
+  np.testing.assert_array_equal(
+    result.ids.rank_in_bucket, [2, 0, 1, 0, 0, 3, 1]
+  )
+
+
+def test_of_numbered_ids_the_first_is_shared():
+  old = _resolve('append').ids
+  result = collisions.share_ids(
+    CODEBOOKS, np.array([[1.1]], 'f4'), existing=old
+  )
+  np.testing.assert_array_equal(result.ids.codes[5], [0, 1, 0])
+  assert result.ids.rank_in_bucket[5] == 1
+  assert result.ids.codes_per_level == old.codes_per_level

@@ -133,3 +133,49 @@ def test_missing_vectors_name_the_stage_that_makes_them(workdir, model):
   workdir.embeddings.unlink()
   with pytest.raises(FileNotFoundError, match="'embed'"):
     starting_vectors.read(_EXPERIMENT, workdir, _IDS, model.vocabulary)
+
+
+# --- Items that came later --------------------------------------------------
+
+
+def test_ids_of_new_items_start_as_if_they_had_been_there(workdir, model):
+  params = parameters.materialize(onerec.abstract_params(model), seed=0)
+  found = starting_vectors.read(_EXPERIMENT, workdir, _IDS, model.vocabulary)
+  assert found is not None and found.residuals is not None
+  codes = np.array([[4, 0], [6, 3], [0, 0]], np.int32)  # the last one is taken
+  vectors = np.random.default_rng(5).normal(size=(3, 5)).astype(np.float32)
+  changed = starting_vectors.with_new_items(
+    params, found, workdir, codes, vectors
+  )
+  buckets = np.asarray(
+    vocabulary_lib.id_bucket(
+      jnp.asarray(np.concatenate([_IDS.codes, codes])), _BUCKETS
+    )
+  )
+  old = set(buckets[:_ITEMS].tolist())
+  fresh = [b for b in buckets[_ITEMS:].tolist() if b not in old]
+  assert len(fresh) == 2, 'the codes of this test must be free'
+  before, after = params['id_embedding'], changed['id_embedding']
+  moved = np.flatnonzero(np.any(before != after, axis=1))
+  assert set(moved.tolist()) == set(fresh)
+  books = np.load(workdir.tokenizer / 'codebooks.npz')['codebooks']
+  residuals = vectors - 1 - books[0, codes[:, 0]]
+  expected = code_vectors.from_residuals(
+    books, np.concatenate([found.residuals, residuals]), buckets, before
+  )
+  np.testing.assert_allclose(after[fresh], expected[fresh], rtol=1e-6)
+  assert all(changed[n] is params[n] for n in set(params) - {'id_embedding'})
+
+
+def test_without_residuals_parameters_stay_as_they_are(workdir, model):
+  params = parameters.materialize(onerec.abstract_params(model), seed=0)
+  found = starting_vectors.read(
+    _quantizer(quantizer='rqvae'), workdir, _IDS, model.vocabulary
+  )
+  assert found is not None
+  codes = np.array([[4, 0]], np.int32)
+  vectors = np.ones((1, 5), np.float32)
+  assert (
+    starting_vectors.with_new_items(params, found, workdir, codes, vectors)
+    is params
+  )
