@@ -1,7 +1,6 @@
 """OneRec, SASRec and the floors on an Amazon set, from kept figures.
 
-The sweep over seeds (public_benchmark.py) where it was run, else one run of
-each recipe.
+Those of public_benchmark.py, the whole or what runs on a CPU.
 """
 
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from onerec_jax.stages import report_next_item_rows as next_item_rows
 
 SETS = ('Beauty', 'Sports')
 OURS, SASREC = 'OneRec', 'SASRec'
-# Rows of the sweep, as runs of one recipe are called.
+# Rows of the sweep, as they are shown.
 _ROWS = {
   'OneRec': f'{OURS} + transitions',
   'OneRec, the model alone': f'{OURS} alone',
@@ -50,10 +49,7 @@ def read(data: str) -> NextItem | None:
     run = measured_runs.read(sweep)
     if run is not None:
       return _of_sweep(run['sweep'])
-  run = measured_runs.read(f'onerec_amazon_{name}')
-  if run is None:
-    return None
-  return _of_runs(run, measured_runs.read(f'sasrec_{name}'))
+  return None
 
 
 def published_figures(data: str, method: str) -> Mapping[str, float]:
@@ -83,31 +79,3 @@ def _of_sweep(sweep: Mapping[str, Any]) -> NextItem:
     floors={row['name']: row['figures'] for row in sweep['floors']},
     curves=curves,
   )
-
-
-def _of_runs(
-  run: Mapping[str, Any], baseline: Mapping[str, Any] | None
-) -> NextItem:
-  evaluated = run['stages']['evaluate']
-  ours = measured_runs.of_model(evaluated)
-  sasrec: dict[str, Any] = {}
-  curves = {OURS: _curve(run)}
-  if baseline is not None:
-    sasrec = measured_runs.of_model(baseline['stages']['evaluate'])
-    curves[SASREC] = _curve(baseline)
-  return NextItem(
-    seeds=1,
-    ours=ours,
-    sasrec=sasrec,
-    floors={
-      entry['title']: evaluated['metrics'][method]
-      for method, entry in evaluated['methods'].items()
-      if entry['title'] not in ours
-    },
-    curves=curves,
-  )
-
-
-def _curve(run: Mapping[str, Any]) -> Curve:
-  points = run['curve']
-  return [p['examples'] for p in points], [p['recall@10'] for p in points]

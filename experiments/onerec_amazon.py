@@ -3,13 +3,12 @@
   python -m onerec_jax.main run --config=experiments/onerec_amazon.py:beauty \
     --config.data.path=DIR --workdir=runs/onerec_amazon
 
-Variants: beauty, sports.  Test users, recall@10 / NDCG@10: on Beauty (three
-seeds, public_benchmark.py:beauty_cpu) .102 / .062, without counted transitions
-.098 / .057, above every floor (.084 / .052) and above SASRec with cross-entropy
-(.092 / .056, with the same counts .097 / .060); on Sports (one seed) .062 /
-.037 and .056 / .030 (floor .051 / .032, SASRec .052 / .031, with counts .059 /
-.035).  DIR holds Beauty.sequences.txt and
-.items.jsonl (or Sports_and_Outdoors.*).
+Variants: beauty, sports.  Test users, three seeds (public_benchmark.py),
+recall@10 / NDCG@10: on Beauty .102 / .062, without counted transitions .098 /
+.057, above every floor (.084 / .052) and SASRec with cross-entropy (.092 /
+.056, with the same counts .097 / .060); on Sports .063 / .037 and .056 / .031
+(floor .051 / .032, SASRec .052 / .031, with counts .059 / .035).  DIR holds
+Beauty.sequences.txt and .items.jsonl (or Sports_and_Outdoors.*).
 
 What makes it strong where there are 12,000 items and 130,000 targets.
 Probabilities over the codes that follow in the catalogue, and code embeddings

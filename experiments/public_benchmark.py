@@ -8,8 +8,8 @@ One table: OneRec, SASRec with the loss that makes it strong and with the
 published one, TIGER as published, and all counting floors; next item of every
 user, whole catalogue ranked, three seeds, the published rows beside; OneRec and
 SASRec alone and with counted transitions.  Claim: TIGER reaches its published
-figures (not measured), OneRec is above every other row (measured on Beauty by
-beauty_cpu, experiments/README.md).
+figures (not measured), OneRec is above every other row (measured by beauty_cpu
+and sports_cpu, experiments/README.md).
 
 A killed sweep goes on where it was; on another machine its folder rows/ is
 enough, 2 MB a row and seed, and only the row it was at begins anew.  A table is

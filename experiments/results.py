@@ -65,18 +65,6 @@ _BLOCKS: dict[str, Callable[[], str]] = {
     recipe='tiger_amazon.py:beauty',
     model='TIGER',
   ),
-  'sports': _of(
-    result_tables.ranking,
-    'onerec_amazon_sports',
-    'Amazon Sports and Outdoors 2014',
-    recipe='onerec_amazon.py:sports',
-  ),
-  'sasrec_sports': _of(
-    result_tables.ranking,
-    'sasrec_sports',
-    'Amazon Sports and Outdoors 2014, SASRec with full softmax',
-    recipe='sasrec_amazon.py:sports',
-  ),
   'quickstart_sessions': _of(
     reward_tables.session_rewards,
     'quickstart',

@@ -5,9 +5,8 @@
 
 An independent study reports test recall@10 .086 with cross-entropy and .054
 with the published loss; the counting floors are .078 and .084.  Expect .092
-with cross-entropy (three seeds, .0917 to .0925), in a quarter of an hour on one
-CPU core, and .052 to .054 on Sports (two runs); the published loss was not run
-here.
+with cross-entropy (three seeds), in a quarter of an hour on one CPU core, and
+.052 on Sports (three seeds); the published loss was not run here.
 
 Variants: beauty, sports (cross-entropy over the whole catalogue), beauty_bce
 and sports_bce (binary with one negative, as published).  DIR holds

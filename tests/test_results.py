@@ -35,9 +35,9 @@ def test_a_picture_of_other_figures_is_found_and_drawn_anew(
   for name in names:
     assert (tmp_path / name).read_bytes()[1:4] == b'PNG'
   assert not results.stale_pictures(write=False)
-  path = tmp_path / 'sasrec_sports.json'
+  path = tmp_path / 'public_benchmark_beauty_cpu.json'
   run = json.loads(path.read_text())
-  run['stages']['evaluate']['metrics']['onerec']['recall@10']['mean'] += 0.001
+  run['sweep']['rows'][0]['figures']['recall@10']['mean'] += 0.001
   path.write_text(json.dumps(run))
   assert results.stale_pictures(write=True) == ['next_item.png']
   assert not results.stale_pictures(write=False)
