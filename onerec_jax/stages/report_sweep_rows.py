@@ -16,7 +16,7 @@ from onerec_jax.stages import report_words as words
 # Columns that stand for all targets together.
 TOTALS = ('reward', 'true_reward', 'p_score', 'true_p_score')
 # 'IPA r=1%', 'IPA beta = 0.1', 'r_DPO 3%': a setting and its number.
-_OVERRIDE = re.compile(r'^(.*?)\s*\b(\w+)\s*[= ]\s*([\d.]+)\s*(%?)$')
+_OVERRIDE = re.compile(r'^(.*?)[\s,:]*\b(\w+)\s*[= ]\s*([\d.]+)\s*(%?)$')
 
 
 def judged(result: Mapping[str, Any]) -> str:

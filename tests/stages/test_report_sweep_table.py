@@ -134,6 +134,7 @@ def test_names_of_rows_are_not_markup(made_sweep):
   [
     (['a r=3%', 'a r=1 %', 'a r = 2%'], [('a', 'r', [1.0, 2.0, 3.0])]),
     (['IPA r=3%', 'IPA r=1%', 'IPA r=2%'], [('IPA', 'r', [1.0, 2.0, 3.0])]),
+    (['A, m = 1', 'A, m = 2', 'A, m = 5'], [('A', 'm', [1.0, 2.0, 5.0])]),
     (['beta=0.1', 'beta=1', 'beta=.5'], [('', 'beta', [0.1, 0.5, 1.0])]),
     (['IPA r=1%', 'IPA r=2%', 'DPO r=3%'], []),  # three of one kind
     (['OneRec 1', 'OneRec 2', 'SASRec'], []),
