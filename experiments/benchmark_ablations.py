@@ -9,9 +9,9 @@ same vectors, and the 2 x 2,048 of onerec_amazon.py; `:vectors` behaviour, text
 and both; `:experts` MoE against a dense feed-forward of equal active FLOPs.
 Three seeds, protocol and floors of public_benchmark.py.  The model alone ranks,
 without counted transitions.  A row costs what OneRec does there: 2,500 steps a
-seed.  Measured, recall@10 of one seed at 1,000 steps: 2 x 2,048 .091; at 3 x 256
-balanced .084, plain k-means .083, RQ-VAE .074; behaviour alone .087, text alone
-.054; dense .085.
+seed.  Measured, recall@10 of one seed at 1,000 steps: 2 x 2,048 codes .091; at
+3 x 256 balanced .084, plain k-means .083, RQ-VAE .074; behaviour alone .087,
+text alone .054; dense .085.
 """
 
 from typing import Any
