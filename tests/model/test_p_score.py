@@ -334,7 +334,7 @@ def test_gradients_reach_every_parameter_and_are_finite(
   assert _reached(gradients) == names
 
 
-def test_users_without_events_get_finite_scores_andgradients_of(
+def test_users_without_events_get_finite_scores_and_gradients(
   tiny, gradients_of, params
 ):
   context = tiny.with_events(tiny.make_context(), mask=np.zeros((2, 6), bool))
